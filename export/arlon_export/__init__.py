@@ -1,0 +1,1 @@
+"""Trained checkpoints to ONNX bundles; the only package that imports PyTorch."""

@@ -1,0 +1,145 @@
+"""A checkpoint on disk: what training leaves behind and `arlon-rt export` reads.
+
+A folder with ``config.json`` (the `ModelConfig`), one ``<network>.safetensors`` a network (state dict), ``tokenizer.model``,
+``defaults.json`` (generation defaults) and ``provenance.json`` (what it was trained on). Only safetensors are read: no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from arlon_rt.config import ModelConfig, from_json, to_json
+from arlon_rt.errors import BundleError, BundleNotFoundError
+
+TOKENIZER = "tokenizer.model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Trained networks: configuration and state dicts, no graphs yet."""
+
+    model: ModelConfig
+    weights: Mapping[str, Path]
+    """State-dict file of each network: text, ar, vq, dit, vae."""
+    tokenizer: Path | None
+    """Absent where the text encoder is."""
+    defaults: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    def module(self, network: str) -> nn.Module:
+        """The torch module of ``network`` with its weights, in fp32 and eval mode.
+
+        Raises:
+            BundleError: keys are missing, unknown or of another shape than the configuration says; all are named.
+        """
+        if network not in self.weights:
+            raise BundleError(f"the checkpoint has no {network}.safetensors; it holds {', '.join(self.weights) or 'none'}")
+        module = build_module(self.model, network)
+        load_weights(module, self.weights[network])
+        return module.eval().requires_grad_(False)
+
+
+def build_module(model: ModelConfig, network: str) -> nn.Module:
+    """The torch module of one network, with fresh weights."""
+    from arlon_export.modules.ar import TokenModel
+    from arlon_export.modules.stdit3 import STDiT3
+    from arlon_export.modules.t5 import T5Encoder
+    from arlon_export.modules.vae import VideoVAE
+    from arlon_export.modules.vq import VQVAE
+
+    if network == "text":
+        return T5Encoder(model.text)
+    if network == "ar" and model.ar:
+        return TokenModel(model.ar)
+    if network == "vq" and model.vq:
+        return VQVAE(model.vq)
+    if network == "dit":
+        return STDiT3(model.dit, model.injection)
+    if network == "vae":
+        return VideoVAE(model.vae)
+    raise BundleError(f"the configuration has no network {network!r}")
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a state-dict file into ``module`` strictly.
+
+    Raises:
+        BundleError: the file cannot be read, or its keys and shapes are not the module's; every one is named.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path} cannot be read as safetensors: {error}") from error
+    expected = module.state_dict()
+    faults = [f"missing {name} {tuple(t.shape)}" for name, t in expected.items() if name not in tensors]
+    faults += [f"unknown {name} {tuple(t.shape)}" for name, t in tensors.items() if name not in expected]
+    faults += [
+        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(t.shape)}"
+        for name, t in expected.items() if name in tensors and tensors[name].shape != t.shape
+    ]
+    if faults:
+        raise BundleError(f"{path} does not fit the configuration: " + "; ".join(faults))
+    module.load_state_dict(tensors)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint folder; no weights are loaded yet.
+
+    Raises:
+        BundleNotFoundError: there is no such folder, or it has no config.json.
+        BundleError: a JSON file is damaged or does not describe a model.
+    """
+    if not (folder / "config.json").is_file():
+        raise BundleNotFoundError(f"{folder} is not a checkpoint: it has no config.json")
+    tokenizer = folder / TOKENIZER
+    return Checkpoint(
+        model=from_json(ModelConfig, _read_json(folder / "config.json"), "config.json"),
+        weights={name: folder / f"{name}.safetensors" for name in NETWORKS if (folder / f"{name}.safetensors").is_file()},
+        tokenizer=tokenizer if tokenizer.is_file() else None,
+        defaults=_read_json(folder / "defaults.json"),
+        provenance=_read_json(folder / "provenance.json"),
+    )
+
+
+NETWORKS = ("text", "ar", "vq", "dit", "vae")
+
+
+def write_checkpoint(
+    folder: Path, *, model: ModelConfig, defaults: Mapping[str, Any], provenance: Mapping[str, Any], tokenizer: Path | None = None,
+) -> None:
+    """Write everything but the weights; `write_weights` adds those, network by network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in (("config", to_json(model)), ("defaults", dict(defaults)), ("provenance", dict(provenance))):
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if tokenizer:
+        shutil.copyfile(tokenizer, folder / TOKENIZER)
+
+
+def write_weights(folder: Path, network: str, state_dict: Mapping[str, Tensor], *, half: bool = False) -> None:
+    """Write one network's state dict; ``half`` rounds it to fp16, so that a bundle stores every weight once, in two bytes."""
+    dtype = torch.float16 if half else torch.float32
+    tensors = {
+        name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous().clone()
+        for name, t in state_dict.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / f"{network}.safetensors")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleNotFoundError(f"{path} is missing from the checkpoint") from error
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}") from error

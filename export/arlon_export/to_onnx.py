@@ -1,0 +1,166 @@
+"""One torch module, one `GraphSpec`, one ONNX graph at opset 24: named as graphs.py says, weights named as the state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants_ir
+from torch import Tensor, nn
+from torch.export import Dim
+
+from arlon_export.feeds import linear_roots, numpy_dtype, random_feed, trace_sizes
+from arlon_export.wrappers import NAMED, PREFIX, GraphModule
+from arlon_rt.config import ModelConfig
+from arlon_rt.graphs import GraphSpec, TensorSpec
+
+OPSET = 24
+TRACE_SEED = 0
+
+
+class ExportError(RuntimeError):
+    """An exported graph is not what graphs.py promises, or does not compute what its torch module computes."""
+
+
+def export_graph(c: ModelConfig, spec: GraphSpec, network: nn.Module, *, half: bool) -> ir.Model:
+    """Trace one graph of ``network`` and clean it up.
+
+    The result has no weights folded or renamed, no metadata, and intermediate shapes written in terms of the axis names.
+    ``half``: ``network`` is in fp16, and so are the inputs and outputs of dtype "float".
+
+    Raises:
+        ExportError: an input is unused, or an output does not end as the contract asks.
+    """
+    feed = random_feed(c, spec, trace_sizes(c, spec), half=half, seed=TRACE_SEED)
+    program = torch.onnx.export(
+        GraphModule(spec, network).eval(),
+        tuple(torch.from_numpy(feed[t.name]) for t in spec.inputs),
+        dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
+        dynamic_shapes=(_dynamic_shapes(c, spec),),
+        input_names=[t.name for t in spec.inputs],
+        output_names=[*(t.name for t in spec.outputs), *_named(spec)],
+    )
+    assert program is not None
+    model = program.model
+    weights = _name_weights(model)
+    _simplify(model, weights)
+    _take_named_from_outputs(model, spec)
+    _sign(model, spec, half)
+    _check(model, spec)
+    return model
+
+
+def weight_names(model: ir.Model) -> set[str]:
+    """Initialisers that come from the state dict."""
+    return {name for name, value in model.graph.initializers.items() if value.metadata_props.get("weight")}
+
+
+def _named(spec: GraphSpec) -> list[str]:
+    return [NAMED[spec.name]] if spec.name in NAMED else []
+
+
+def _dynamic_shapes(c: ModelConfig, spec: GraphSpec) -> tuple[dict[int, object], ...]:
+    """torch.export's dynamic dimensions of every input.
+
+    Multiples of another axis say so; ``patches``, a product of two rounded halves, is left to the tracer. Upper bounds
+    are those of torch: the graph itself works at any size, and graphs.py holds the range an engine is built for.
+    """
+    roots = linear_roots(c)
+    dims: dict[str, object] = {"patches": Dim.DYNAMIC}
+
+    def dim(name: str) -> object:
+        if name not in dims:
+            root, factor = roots.get(name, (name, 1))
+            if factor > 1:
+                base = dim(root)
+                assert isinstance(base, Dim)
+                dims[name] = factor * base
+            else:
+                dims[name] = Dim(name, min=spec.axis(name).min)
+        return dims[name]
+
+    return tuple({i: dim(a) for i, a in enumerate(t.axes) if isinstance(a, str)} for t in spec.inputs)
+
+
+def _name_weights(model: ir.Model) -> set[str]:
+    """Give initialisers the state-dict names back, and mark them; another value of that name makes room."""
+    graph = model.graph
+    taken = {v.name: v for node in graph for v in node.outputs if v.name}
+    weights = set()
+    for name in list(graph.initializers):
+        if name.startswith(PREFIX):
+            key = name.removeprefix(PREFIX)
+            if key in taken:
+                taken[key].name = f"{key}.value"
+            value = graph.initializers.pop(name)
+            value.name = key
+            graph.initializers[key] = value
+            weights.add(key)
+    return weights
+
+
+def _simplify(model: ir.Model, weights: set[str]) -> None:
+    """Fold and merge everything but the weights, so that these stay as the state dict has them."""
+    def should_fold(node: ir.Node) -> bool | None:
+        return False if any(v is not None and v.name in weights for v in node.inputs) else None
+
+    passes.InlinePass()(model)
+    for _ in range(2):
+        fold_constants_ir(model, onnx_shape_inference=True, should_fold=should_fold)
+        passes.IdentityEliminationPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _merge_constants(model, weights)
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedFunctionsPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    for name, value in model.graph.initializers.items():
+        if name in weights:
+            value.metadata_props["weight"] = "1"
+
+
+def _merge_constants(model: ir.Model, weights: set[str]) -> None:
+    seen: dict[tuple[object, ...], ir.Value] = {}
+    for name in list(model.graph.initializers):
+        value = model.graph.initializers[name]
+        if name in weights or value.const_value is None:
+            continue
+        tensor = value.const_value
+        first = seen.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), tensor.tobytes()), value)
+        if first is not value:
+            ir.convenience.replace_all_uses_with(value, first)
+            del model.graph.initializers[name]
+
+
+def _take_named_from_outputs(model: ir.Model, spec: GraphSpec) -> None:
+    """The named float tensor was an output while tracing; from here on it is an inner value with that name."""
+    for name in _named(spec):
+        value = model.graph.outputs.pop()
+        if value.name != name or not value.uses():
+            raise ExportError(f"{spec.name}: the tensor {name!r} does not lie on the way to the outputs")
+
+
+def _sign(model: ir.Model, spec: GraphSpec, half: bool) -> None:
+    """Write the contract's axis names on inputs and outputs and keep what the tracer called them for `symbols`."""
+    graph = model.graph
+    graph.name = spec.name
+    model.producer_name, model.producer_version = "arlon-rt", ""
+    for value, tensor in (*zip(graph.inputs, spec.inputs, strict=True), *zip(graph.outputs, spec.outputs, strict=True)):
+        wanted = ir.DataType[{"float64": "DOUBLE", "float32": "FLOAT"}.get(numpy_dtype(tensor, half), numpy_dtype(tensor, half).upper())]
+        if value.name != tensor.name or value.dtype != wanted:
+            raise ExportError(f"{spec.name}: {value.name} is {value.dtype}; the contract has {tensor.name} {wanted}")
+        value.shape = ir.Shape(tensor.axes)
+
+
+def _check(model: ir.Model, spec: GraphSpec) -> None:
+    for value in model.graph.inputs:
+        if not value.uses():
+            raise ExportError(f"{spec.name}: the input {value.name!r} is not used by the graph")
+    for value in model.graph.outputs:
+        producer = value.producer()
+        if value.dtype == ir.DataType.UINT8 and (producer is None or producer.op_type != "Cast"):
+            raise ExportError(f"{spec.name}: the last node before {value.name!r} is {producer}; TensorRT asks for a Cast")

@@ -1,0 +1,59 @@
+"""The demo model's configuration, read from the recipes: one place where the five networks meet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from arlon_rt.config import (
+    ARConfig,
+    DiTConfig,
+    FlowConfig,
+    InjectionConfig,
+    ModelConfig,
+    TextConfig,
+    VAEConfig,
+    VideoConfig,
+    VQConfig,
+    from_json,
+)
+from demo.training import Recipe
+
+VIDEO = VideoConfig(height=64, width=64, fps=24)
+
+
+def table(recipe: str, name: str = "model") -> dict[str, Any]:
+    return Recipe.load(recipe).tables[name]
+
+
+def text_config() -> TextConfig:
+    return from_json(TextConfig, table("text"), "text")
+
+
+def vae_config(shift: list[float] | None = None, scale: list[float] | None = None) -> VAEConfig:
+    """Without ``shift`` and ``scale`` (measured after training) latents are left as they come."""
+    measured = {"shift": shift or [0.0] * 4, "scale": scale or [1.0] * 4}
+    return from_json(VAEConfig, {**table("autoencoder"), **measured}, "vae")
+
+
+def vq_config(coarse: bool = False) -> VQConfig:
+    return from_json(VQConfig, table("vq_coarse" if coarse else "vq"), "vq")
+
+
+def ar_config() -> ARConfig:
+    return from_json(ARConfig, {**table("ar"), "num_codes": vq_config().num_codes, "text_dim": text_config().d_model}, "ar")
+
+
+def dit_config() -> DiTConfig:
+    text = text_config()
+    return from_json(DiTConfig, {**table("dit"), "caption_channels": text.d_model, "model_max_length": text.max_length}, "dit")
+
+
+def injection_config() -> InjectionConfig:
+    return from_json(InjectionConfig, table("dit", "injection"), "injection")
+
+
+def model_config(shift: list[float], scale: list[float]) -> ModelConfig:
+    return ModelConfig(
+        text=text_config(), dit=dit_config(), vae=vae_config(shift, scale), video=VIDEO, flow=FlowConfig(),
+        ar=ar_config(), vq=vq_config(), injection=injection_config(),
+    )

@@ -1,0 +1,151 @@
+"""Reading colour, shape and motion off frames by plain image measurement; nothing here is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from demo.scene import BACKDROPS, PALETTE, RGB, SHAPES, SIDE, Background, Colour, Direction, Shape, Speed
+from demo.world import Offsets, Pixels, coverage
+
+Name = TypeVar("Name", bound=str)
+
+MIN_CONTRAST = 30.0
+"""RGB distance between object and background below which a frame is blank."""
+AREA = (0.02, 0.3)
+"""Share of the frame the object covers; training has 0.05 to 0.15."""
+MAX_SPREAD = 0.26
+"""Mean squared distance from the centroid over area: disc 0.16, square 0.17, triangle 0.19, scattered noise above 0.3."""
+MIN_FRAMES = 0.6
+"""Share of the frames that must show one compact object."""
+MAX_COLOUR_DISTANCE = 90.0
+MIN_OVERLAP = 0.6
+"""Intersection over union with the ideal shape of equal area."""
+LAG = 8
+"""Frames between two positions compared; the fastest object moves 14 of 64 units meanwhile, so wrapping is unambiguous."""
+STILL_BELOW, NORMAL_FROM, FAST_FROM = 0.2, 0.675, 1.25
+"""World units a frame; halfway between the classes of the world."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the frames show; ``None`` where an attribute cannot be told."""
+
+    colour: Colour | None
+    shape: Shape | None
+    direction: Direction | None
+    speed: Speed | None
+    background: Background | None
+    confidence: float
+    """Share of frames with one compact object, times its mean overlap with the ideal shape; 0..1."""
+
+
+@dataclass(frozen=True)
+class _Object:
+    """The object in the frames that show one: masks (frame, height, width), centres and offsets in world units."""
+
+    frames: NDArray[np.intp]
+    mask: NDArray[np.bool_]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    dx: Offsets
+    dy: Offsets
+
+
+def measure(frames: Pixels) -> Measured | None:
+    """Measure RGB frames (frame, height, width, 3) of one scene; ``None`` when they show no single object."""
+    colours = frames.astype(np.float32)
+    background = np.median(colours[:, ::2, ::2].reshape(len(frames), -1, 3), axis=1)
+    distance = np.linalg.norm(colours - background[:, None, None], axis=-1)
+    contrast = float(np.median(np.quantile(distance.reshape(len(frames), -1), 0.98, axis=1)))
+    if contrast < MIN_CONTRAST:
+        return None
+    seen = _locate(distance > contrast / 2)
+    if len(seen.frames) < MIN_FRAMES * len(frames):
+        return None
+    core = distance[seen.frames] > 0.8 * contrast
+    colour = np.median(colours[seen.frames][core], axis=0) if core.any() else np.full(3, np.nan)
+    shape, overlap = _shape(seen)
+    direction, speed = _motion(seen)
+    return Measured(
+        colour=_nearest(PALETTE, colour), shape=shape, direction=direction, speed=speed,
+        background=_nearest(BACKDROPS, np.median(background, axis=0)),
+        confidence=overlap * len(seen.frames) / len(frames),
+    )
+
+
+def _locate(mask: NDArray[np.bool_]) -> _Object:
+    """Centroids on the torus, of the frames whose mask is one compact object."""
+    _, height, width = mask.shape
+    area = mask.mean(axis=(1, 2))
+    kept = np.flatnonzero((area > AREA[0]) & (area < AREA[1]))
+    mask = mask[kept]
+    x, dx = _centre(mask.sum(axis=1), width)
+    y, dy = _centre(mask.sum(axis=2), height)
+    spread = (mask.sum(axis=1) * dx**2).sum(axis=1) + (mask.sum(axis=2) * dy**2).sum(axis=1)
+    pixels = mask.sum(axis=(1, 2))
+    compact = spread / pixels < MAX_SPREAD * pixels * (SIDE / height) * (SIDE / width)
+    return _Object(kept[compact], mask[compact], x[compact], y[compact], dx[compact], dy[compact])
+
+
+def _centre(profile: NDArray[np.intp], size: int) -> tuple[NDArray[np.float64], Offsets]:
+    """Centroid (frame,) of the profiles (frame, size) on the circle, and every pixel's offset (frame, size) from it.
+
+    The angle of the mean finds the neighbourhood; the plain mean of the offsets around it is the centroid.
+    """
+    position = (np.arange(size) + 0.5) * (SIDE / size)
+    mean = profile @ np.exp(2j * np.pi * position / SIDE)
+    rough = np.angle(mean) * SIDE / (2 * np.pi)
+    offset = _wrap(position - rough[:, None])
+    shift = (profile * offset).sum(axis=1) / profile.sum(axis=1)
+    centre = rough + shift
+    return centre % SIDE, _wrap(position - centre[:, None]).astype(np.float32)
+
+
+def _wrap(length: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The short way around the torus, -32..32."""
+    return (length + SIDE / 2) % SIDE - SIDE / 2
+
+
+def _shape(seen: _Object) -> tuple[Shape | None, float]:
+    """The shape whose ideal mask of equal area overlaps best, and its mean intersection over union."""
+    _, height, width = seen.mask.shape
+    area = seen.mask.mean(axis=(1, 2)) * SIDE * SIDE
+    overlaps = {}
+    for shape in SHAPES:
+        unit_area = {"circle": np.pi, "square": 4 * 0.886**2, "triangle": 0.75 * np.sqrt(3) * 1.35**2}[shape]
+        radius = np.sqrt(area / unit_area).astype(np.float32)[:, None, None]
+        ideal = coverage(shape, seen.dx[:, None, :], seen.dy[:, :, None], radius, height / SIDE) > 0.5
+        union = (ideal | seen.mask).sum(axis=(1, 2))
+        overlaps[shape] = float(((ideal & seen.mask).sum(axis=(1, 2)) / union).mean())
+    best = max(SHAPES, key=overlaps.__getitem__)
+    return (best if overlaps[best] >= MIN_OVERLAP else None), overlaps[best]
+
+
+def _motion(seen: _Object) -> tuple[Direction | None, Speed | None]:
+    """Direction and speed of the median displacement; ``None`` for a single frame or a diagonal."""
+    lag = min(LAG, len(seen.frames) - 1)
+    if lag < 1:
+        return None, None
+    elapsed = seen.frames[lag:] - seen.frames[:-lag]
+    dx, dy = (float(np.median(_wrap(p[lag:] - p[:-lag]) / elapsed)) for p in (seen.x, seen.y))
+    if max(abs(dx), abs(dy)) < STILL_BELOW:
+        return "still", "normal"
+    if max(abs(dx), abs(dy)) < 2 * min(abs(dx), abs(dy)):
+        return None, None
+    speed = max(abs(dx), abs(dy))
+    pace: Speed = "slow" if speed < NORMAL_FROM else "normal" if speed < FAST_FROM else "fast"
+    if abs(dx) > abs(dy):
+        return ("right" if dx > 0 else "left"), pace
+    return ("down" if dy > 0 else "up"), pace
+
+
+def _nearest(palette: Mapping[Name, RGB], colour: NDArray[np.floating]) -> Name | None:
+    """The name of the nearest palette colour, if it is near at all."""
+    distances = {name: float(np.linalg.norm(colour - np.array(rgb))) for name, rgb in palette.items()}
+    best = min(distances, key=distances.__getitem__)
+    return best if distances[best] <= MAX_COLOUR_DISTANCE else None

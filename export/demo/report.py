@@ -1,0 +1,170 @@
+"""The command behind ``python -m demo.score``: generate prompts with a bundle, measure them, print a table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from demo.captions import canonical
+from demo.measure import Measured, measure
+from demo.scene import HELD_OUT, Scene
+from demo.score import ATTRIBUTES, matches, prompts
+from demo.world import Pixels
+
+SHEET_FRAMES = 6
+CAPTION_HEIGHT = 14
+
+Generate = Callable[[str, int], Pixels]
+"""Prompt and seed to frames (frame, height, width, 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is varied between runs."""
+
+    steps: int
+    inject: bool
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps{'' if self.inject else ', no injection'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One generated prompt."""
+
+    scene: Scene
+    seed: int
+    measured: Measured | None
+    correct: dict[str, bool]
+    thumbnails: Pixels
+
+    @property
+    def held_out(self) -> bool:
+        return self.scene.combination in HELD_OUT
+
+    @property
+    def colour_and_direction(self) -> bool:
+        return self.correct["colour"] and self.correct["direction"]
+
+
+def evaluate(generate: Generate, scenes: Iterable[Scene], seed: int = 0) -> list[Result]:
+    """Generate each scene's canonical caption, the i-th with seed ``seed`` + i, and measure it."""
+    results = []
+    for number, scene in enumerate(scenes, seed):
+        frames = generate(canonical(scene), number)
+        measured = measure(frames)
+        shown = np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)
+        results.append(Result(scene=scene, seed=number, measured=measured, correct=matches(measured, scene),
+                              thumbnails=frames[shown]))
+    return results
+
+
+def rates(results: Sequence[Result]) -> dict[str, float]:
+    """The share of results with each attribute right."""
+    shares = {a: float(np.mean([r.correct[a] for r in results])) for a in ATTRIBUTES}
+    shares["colour+direction"] = float(np.mean([r.colour_and_direction for r in results]))
+    return shares
+
+
+def groups(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Seen and held-out combinations apart, then all of them."""
+    parts = {"seen": [r for r in results if not r.held_out], "held-out": [r for r in results if r.held_out]}
+    return {name: part for name, part in {**parts, "all": list(results)}.items() if part}
+
+
+def table(runs: dict[Setting, list[Result]]) -> Table:
+    columns = ("colour", "shape", "direction", "colour+direction", "speed", "background")
+    out = Table("setting", "combinations", "prompts", *columns, title="Share of prompts shown right")
+    for setting, results in runs.items():
+        for name, part in groups(results).items():
+            shares = rates(part)
+            out.add_row(str(setting), name, str(len(part)), *(f"{shares[c]:.0%}" for c in columns))
+        out.add_section()
+    return out
+
+
+def write_json(path: Path, runs: dict[Setting, list[Result]], about: dict[str, Any]) -> None:
+    """Shares and every single prompt's measurement."""
+    report = [{
+        **dataclasses.asdict(setting), "rates": {name: rates(part) for name, part in groups(results).items()},
+        "prompts": [{
+            "prompt": canonical(r.scene), "seed": r.seed, "held_out": r.held_out, "correct": r.correct,
+            "measured": dataclasses.asdict(r.measured) if r.measured else None,
+        } for r in results],
+    } for setting, results in runs.items()]
+    path.write_text(json.dumps({**about, "runs": report}, indent=1) + "\n", encoding="utf-8")
+
+
+def write_sheet(path: Path, results: Sequence[Result]) -> None:
+    """Six frames of each prompt under its caption, two prompts abreast; green: right colour and direction."""
+    from PIL import Image, ImageDraw
+
+    height, width = results[0].thumbnails.shape[1:3]
+    cell = (SHEET_FRAMES * (width + 2) + 8, height + CAPTION_HEIGHT + 4)
+    sheet = Image.new("RGB", (2 * cell[0], -(-len(results) // 2) * cell[1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, result in enumerate(results):
+        left, top = number % 2 * cell[0] + 4, number // 2 * cell[1]
+        mark = " (held out)" if result.held_out else ""
+        draw.text((left, top), canonical(result.scene) + mark,
+                  fill="darkgreen" if result.colour_and_direction else "firebrick")
+        for column, frame in enumerate(result.thumbnails):
+            sheet.paste(Image.fromarray(frame), (left + column * (width + 2), top + CAPTION_HEIGHT))
+    sheet.save(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.score", description=__doc__)
+    parser.add_argument("--bundle", type=Path, help="a bundle's folder; left out: the demo bundle")
+    parser.add_argument("--prompts", type=int, default=32, help="how many, half of them of held-out combinations")
+    parser.add_argument("--steps", type=int, action="append", help="denoising steps; may be given more than once")
+    parser.add_argument("--no-injection", action="store_true", help="also run each step count without injection")
+    parser.add_argument("--num-frames", type=int, default=68)
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first setting to this PNG")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
+    args = parser.parse_args(argv)
+    if args.prompts < 1:
+        parser.error(f"--prompts is {args.prompts}; it must be 1 or more")
+    runs = _generate_all(args)
+    Console().print(table(runs))
+    if args.json:
+        write_json(args.json, runs, {"seed": args.seed, "num_frames": args.num_frames, "device": args.device})
+    if args.sheet:
+        write_sheet(args.sheet, next(iter(runs.values())))
+
+
+def _generate_all(args: argparse.Namespace) -> dict[Setting, list[Result]]:
+    from arlon_rt.options import GenerateOptions
+    from arlon_rt.pipeline import Pipeline
+
+    rng = np.random.default_rng(args.seed)
+    held_out = args.prompts // 2
+    scenes = prompts(args.prompts - held_out, rng, held_out=False) + prompts(held_out, rng, held_out=True)
+    runs: dict[Setting, list[Result]] = {}
+    with Pipeline.open(args.bundle, device=args.device) as pipeline:
+        for inject in (True, False) if args.no_injection else (True,):
+            for steps in args.steps or [10]:
+                setting = Setting(steps=steps, inject=inject)
+
+                def generate(prompt: str, seed: int, setting: Setting = setting) -> Pixels:
+                    options = GenerateOptions(num_frames=args.num_frames, num_inference_steps=setting.steps,
+                                              guidance_scale=args.guidance_scale, seed=seed, inject=setting.inject)
+                    frames: Pixels = pipeline.generate(prompt, options).frames
+                    return frames
+
+                runs[setting] = evaluate(generate, track(scenes, description=str(setting)), args.seed)
+    return runs

@@ -1,0 +1,114 @@
+"""Stage 1, `python -m demo.train_autoencoder`: the video autoencoder, 2-D first, then the temporal part.
+
+In the second phase the 2-D encoder rests. A chunk's first frame and a few others are decoded to pixels; the causal padding leaves the first
+frames the least context, so they are in every batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arlon_export.modules.vae import VideoVAE, encoder_frame_index
+from demo.config import VIDEO, vae_config
+from demo.training import Losses, Recipe, arguments, rng, train
+from demo.world import render, render_clip, sample_clip, sample_scene
+
+CHUNK = 17
+
+
+def to_pixels(frames: np.ndarray, device: str) -> Tensor:
+    """uint8 (…, frame, h, w, 3) -> float (…, 3, frame, h, w) in -1..1."""
+    return torch.from_numpy(frames).to(device).movedim(-1, -4).float() / 127.5 - 1
+
+
+def edge_weights(pixels: Tensor, weight: float) -> Tensor:
+    """1 away from edges, 1 + ``weight`` within two pixels of one; pixels (batch, 3, frame, h, w)."""
+    x = pixels.transpose(1, 2).flatten(0, 1)
+    step = (x - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)).abs().amax(1, keepdim=True)
+    near = F.max_pool2d((step > 0.02).float(), 3, 1, 1)
+    return 1 + weight * near.unflatten(0, (pixels.shape[0], -1)).transpose(1, 2)
+
+
+def reconstruction(out: Tensor, pixels: Tensor, weight: float) -> Tensor:
+    error = out.float() - pixels
+    return (edge_weights(pixels, weight) * (error.abs() + 2 * error.square())).mean()
+
+
+def psnr(out: Tensor, pixels: Tensor) -> float:
+    """Peak signal to noise of 0..1 pixels, dB."""
+    mse = ((out.float().clamp(-1, 1) - pixels) / 2).square().mean()
+    return float(-10 * torch.log10(mse))
+
+
+def object_psnr(out: Tensor, pixels: Tensor) -> float:
+    """`psnr` over pixels near edges alone, where a plain background cannot flatter it."""
+    near = (edge_weights(pixels, 1.0) > 1).expand_as(pixels)
+    return psnr(out[near], pixels[near])
+
+
+class AutoencoderLoss:
+    """The two phases' losses, each step's clips drawn afresh."""
+
+    def __init__(self, vae: VideoVAE, recipe: Recipe, device: str) -> None:
+        self.vae, self.schedule, self.device = vae, recipe.schedule, device
+        self.extra = recipe.tables["training"]
+
+    def __call__(self, step: int) -> Losses:
+        draw = rng(self.schedule.seed, step)
+        return self.frames(draw) if step < self.extra["frame_steps"] else self.chunks(draw)
+
+    def frames(self, draw: np.random.Generator) -> Losses:
+        still = np.stack([render(sample_scene(draw), 1, VIDEO.height) for _ in range(self.extra["frame_batch_size"])])
+        pixels = to_pixels(still, self.device)
+        z = self.vae.spatial_vae.encode(pixels).mean.float()
+        out = self.vae.spatial_vae.decode(z + 0.05 * torch.randn_like(z))
+        error = reconstruction(out, pixels, self.extra["edge_weight"])
+        return {"loss": error + self.penalty(z), "frame": error}
+
+    def chunks(self, draw: np.random.Generator) -> Losses:
+        clips = [sample_clip(draw, CHUNK) for _ in range(self.schedule.batch_size)]
+        pixels = to_pixels(np.stack([render_clip(c, VIDEO.height) for c in clips]), self.device)
+        with torch.no_grad():
+            target = self.vae.spatial_vae.encode(pixels).mean
+            padded = torch.cat([torch.zeros_like(target[:, :, :1]), target], 2)
+        z = self.vae.temporal_vae.encode(padded.index_select(2, encoder_frame_index(CHUNK, 4).to(self.device))).mean.float()
+        picked = np.sort(np.append(0, draw.choice(np.arange(1, CHUNK), self.extra["decoded_frames"], replace=False)))
+        decoded = self.vae.temporal_vae.decode(z + 0.05 * torch.randn_like(z))[:, :, -CHUNK:]
+        out = self.vae.spatial_vae.decode(decoded[:, :, picked])
+        error = reconstruction(out, pixels[:, :, picked], self.extra["edge_weight"])
+        latent = F.smooth_l1_loss(decoded.float(), target.float())
+        return {"loss": error + latent + self.penalty(z), "chunk": error, "latent": latent}
+
+    def penalty(self, z: Tensor) -> Tensor:
+        """Keeps latents near unit size, so that the noise added to them means something."""
+        return self.extra["latent_weight"] * z.square().mean()
+
+
+@torch.no_grad()
+def evaluate(vae: nn.Module, device: str) -> dict[str, float]:
+    """PSNR on clips no training step draws."""
+    assert isinstance(vae, VideoVAE)
+    draw = rng(0, 0)
+    clips = np.stack([render_clip(sample_clip(draw, CHUNK), VIDEO.height) for _ in range(8)])
+    pixels = to_pixels(clips, device)
+    out = vae.decode(vae.encode(pixels), CHUNK)
+    frames = vae.spatial_vae.decode(vae.spatial_vae.encode(pixels).mean)
+    return {
+        "psnr": psnr(out, pixels), "psnr_first": psnr(out[:, :, 0], pixels[:, :, 0]), "object_psnr": object_psnr(out, pixels),
+        "frame_psnr": psnr(frames, pixels),
+    }
+
+
+def main() -> None:
+    args = arguments(__doc__.splitlines()[0]).parse_args()
+    recipe = Recipe.load("autoencoder")
+    torch.manual_seed(recipe.schedule.seed)
+    vae = VideoVAE(vae_config())
+    train(vae, recipe, args, AutoencoderLoss(vae, recipe, args.device), lambda m: evaluate(m, args.device))
+
+
+if __name__ == "__main__":
+    main()

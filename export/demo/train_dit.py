@@ -1,0 +1,162 @@
+"""Stage 5, `python -m demo.train_dit`: STDiT3 with semantic injection by rectified flow, on segments as long video cuts them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from arlon_export.modules.stdit3 import STDiT3
+from arlon_rt.config import FlowConfig
+from arlon_rt.flow import timesteps
+from demo.config import VIDEO, dit_config, injection_config, vq_config
+from demo.latents import CHUNK_LATENTS, CLIP_LATENTS, LatentPool
+from demo.train_vq import HELD_BACK
+from demo.training import Losses, Recipe, arguments, rng, train
+from demo.windows import Corpus, replaced
+
+CODECS = ("vq", "vq_coarse")
+LENGTHS, LENGTH_SHARES = (20, 15, 10, 5, 1), (0.55, 0.15, 0.1, 0.1, 0.1)
+"""Latents of 68, 51, 34 and 17 frames and of a single image, and how often each is drawn."""
+KEPT, KEPT_SHARES = ("none", "first_five", "first", "any"), (0.45, 0.35, 0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which latents of which clips a batch is made of."""
+
+    clips: list[int]
+    start: int
+    length: int
+
+
+def draw_window(draw: np.random.Generator, pool: LatentPool, corpus: Corpus, batch: int, first: int, last: int) -> Window:
+    """One window for all rows; a prompt may switch only where long video switches it: behind the kept five latents."""
+    length = int(draw.choice(LENGTHS, p=LENGTH_SHARES))
+    start = CHUNK_LATENTS * int(draw.integers(0, (CLIP_LATENTS - max(length, CHUNK_LATENTS)) // CHUNK_LATENTS + 1))
+    clips: list[int] = []
+    while len(clips) < batch:
+        clip = int(draw.integers(first, last))
+        if not any(start < s < start + length and s != start + CHUNK_LATENTS for s in corpus.switches(clip)):
+            clips.append(clip)
+    return Window(clips, start, length)
+
+
+def coarse_window(corpus: Corpus, codec: str, window: Window, wrong: Tensor | float) -> Tensor:
+    """Coarse latents of a window, decoded from exactly the code-frames that cover it."""
+    stride = vq_config(coarse=codec == "vq_coarse").stride[0]
+    first, end = window.start // stride, math.ceil((window.start + window.length) / stride)
+    model = corpus.codecs[codec]
+    tokens = replaced(corpus.codes(codec, window.clips)[:, first:end], wrong, model.config.num_codes)
+    with torch.no_grad():
+        coarse = model.decode(tokens).float()
+    offset = window.start - first * stride
+    return coarse[:, :, offset:offset + window.length]
+
+
+def uncertain(coarse: Tensor) -> Tensor:
+    """Uncertainty sampling (spec 4): each row's channel statistics, redrawn with the batch's spread of them."""
+    axes = (2, 3, 4)
+    mean, std = coarse.mean(axes, keepdim=True), coarse.std(axes, keepdim=True) + 1e-5
+    drawn_mean = mean + mean.std(0, keepdim=True) * torch.randn_like(mean) * 0.5
+    drawn_std = std + std.std(0, keepdim=True) * torch.randn_like(std) * 0.5
+    return drawn_std * (coarse - mean) / std + drawn_mean
+
+
+def kept_frames(draw: np.random.Generator, window: Window, corpus: Corpus) -> Tensor:
+    """(batch, frame) bool, True where generated: none kept, the first, the first five, or any."""
+    mask = torch.ones(len(window.clips), window.length, dtype=torch.bool)
+    for row, clip in enumerate(window.clips):
+        kind = draw.choice(KEPT, p=KEPT_SHARES)
+        if window.start + CHUNK_LATENTS in corpus.switches(clip):
+            kind = "first_five"  # the old prompt's latents are context, never something to make
+        if window.length > CHUNK_LATENTS and kind == "first_five":
+            mask[row, :CHUNK_LATENTS] = False
+        elif window.length > 1 and kind == "first":
+            mask[row, 0] = False
+        elif window.length > 1 and kind == "any":
+            mask[row] = torch.from_numpy(draw.random(window.length) < draw.uniform(0.3, 1.0))
+    return mask
+
+
+def draw_times(draw: np.random.Generator, batch: int, length: int) -> Tensor:
+    """Timesteps in 0..1000: logit-normal, then Open-Sora's transform for this size and length."""
+    frames = 1 if length == 1 else length // CHUNK_LATENTS * 17
+    ratio_step = float(timesteps(2, VIDEO.height, VIDEO.width, frames, FlowConfig())[1]) / 1000  # r / (1 + r)
+    ratio = ratio_step / (1 - ratio_step)
+    tau = 1 / (1 + np.exp(-draw.normal(0.0, 1.2, batch)))
+    return torch.from_numpy(1000 * ratio * tau / (1 + (ratio - 1) * tau)).float()
+
+
+class DiTLoss:
+    """Velocity loss on the generated frames: data - noise at (1 - t) data + t noise."""
+
+    def __init__(self, model: STDiT3, corpus: Corpus, recipe: Recipe, device: str) -> None:
+        self.model, self.corpus, self.device = model, corpus, device
+        self.schedule, self.extra = recipe.schedule, recipe.tables["training"]
+
+    def __call__(self, step: int) -> Losses:
+        if step % 50 == 0:
+            self.corpus.refresh()
+        draw = rng(self.schedule.seed, step)
+        window = draw_window(draw, self.corpus.pool, self.corpus, self.schedule.batch_size, HELD_BACK, len(self.corpus.pool))
+        coarse = None
+        if draw.random() >= self.extra["no_injection"]:
+            codec = CODECS[int(draw.random() < self.extra["coarser_codec"])]
+            wrong = torch.from_numpy(draw.uniform(0, self.extra["wrong_tokens"], len(window.clips))).float()
+            coarse = coarse_window(self.corpus, codec, window, wrong)
+            if draw.random() < self.extra["uncertainty"]:
+                coarse = uncertain(coarse)
+        mask = kept_frames(draw, window, self.corpus)
+        null = torch.from_numpy(draw.random(len(window.clips)) < self.extra["null_text"])
+        times = draw_times(draw, len(window.clips), window.length)
+        return {"loss": self.loss(draw, window, coarse, mask, null, times)}
+
+    def loss(self, draw: np.random.Generator, window: Window, coarse: Tensor | None, mask: Tensor, null: Tensor, times: Tensor) -> Tensor:
+        data = self.corpus.latents(window.clips)[:, :, window.start:window.start + window.length]
+        shown = window.start + window.length - 1
+        text, text_mask = self.corpus.text([self.corpus.caption(c, shown, draw) for c in window.clips])
+        mask, null, times = mask.to(self.device), null.to(self.device), times.to(self.device)
+        noise = torch.from_numpy(draw.standard_normal(data.shape, np.float32)).to(self.device)
+        t = times.view(-1, 1, 1, 1, 1) / 1000
+        made = mask[:, None, :, None, None]
+        latents = torch.where(made, (1 - t) * data + t * noise, data)
+        rows = torch.ones(len(times), device=self.device)
+        features = None if coarse is None else self.model.semantic(coarse)
+        out = self.model.velocity(
+            latents, times, text, text_mask, mask, rows * VIDEO.fps, rows * VIDEO.height, rows * VIDEO.width, features, null,
+        )[:, :data.shape[1]]
+        error = (out - (data - noise)).square() * made
+        return error.sum() / (made.sum() * data[0, :, 0].numel()).clamp(min=1)
+
+    def evaluate(self, averaged: nn.Module) -> dict[str, float]:
+        """Loss on held-back clips, whole segments, with and without injection."""
+        assert averaged is self.model
+        clips = [c for c in range(HELD_BACK) if not any(s < 20 for s in self.corpus.switches(c))][:32]
+        window = Window(clips, 0, 20)
+        n = len(clips)
+        times = torch.linspace(50, 1000, n)
+        everything, nobody = torch.ones(n, 20, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+        coarse = coarse_window(self.corpus, "vq", window, 0.0)
+        return {
+            "held_out": float(self.loss(rng(0, 3), window, coarse, everything, nobody, times)),
+            "held_out_text_only": float(self.loss(rng(0, 3), window, None, everything, nobody, times)),
+            "clips": float(len(self.corpus.pool)),
+        }
+
+
+def main() -> None:
+    args = arguments(__doc__.splitlines()[0]).parse_args()
+    recipe = Recipe.load("dit")
+    torch.manual_seed(recipe.schedule.seed)
+    model = STDiT3(dit_config(), injection_config())
+    corpus = Corpus.open(args, CODECS)
+    loss = DiTLoss(model, corpus, recipe, args.device)
+    train(model, recipe, args, loss, loss.evaluate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""One resumable training run: a folder, a recipe, a model, a loss; what every stage shares."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+RECIPES = Path(__file__).parent / "recipes"
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast: the ``[training]`` table of a recipe."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    gradient_clip: float = 1.0
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A stage's recipe file: its schedule and its other tables as they stand."""
+
+    name: str
+    schedule: Schedule
+    tables: dict[str, dict[str, Any]]
+
+    @classmethod
+    def load(cls, name: str) -> Recipe:
+        tables = tomllib.loads((RECIPES / f"{name}.toml").read_text())
+        training = tables.pop("training")
+        known = {f.name for f in fields(Schedule)}
+        return cls(name, Schedule(**{k: v for k, v in training.items() if k in known}), {
+            **tables, "training": {k: v for k, v in training.items() if k not in known},
+        })
+
+
+def rng(seed: int, *keys: int) -> np.random.Generator:
+    """The random stream of one step: resuming draws what the uninterrupted run would have drawn."""
+    return np.random.default_rng([seed, *keys])
+
+
+class Averaged:
+    """Exponential moving average of a model's floating-point state, warmed up so that early steps count less."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        for key, value in model.state_dict().items():
+            if value.dtype.is_floating_point:
+                self.state[key].lerp_(value, 1 - decay)
+            else:
+                self.state[key].copy_(value)
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Options every stage command takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, default=Path("checkpoints"), help="folder of all stages' checkpoints")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--steps", type=int, help="stop early at this step (the schedule stays the recipe's)")
+    return parser
+
+
+def checkpoint_path(out: Path, stage: str) -> Path:
+    return out / f"{stage}.pt"
+
+
+def load_averaged(out: Path, stage: str, model: nn.Module, device: str) -> nn.Module:
+    """Load a finished (or running) stage's averaged weights into ``model``, frozen."""
+    path = checkpoint_path(out, stage)
+    if not path.is_file():
+        raise SystemExit(f"{path} does not exist; run `python -m demo.train_{stage}` first")
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["ema"])
+    return model.to(device).eval().requires_grad_(False)
+
+
+def train(
+    model: nn.Module,
+    recipe: Recipe,
+    args: argparse.Namespace,
+    losses: Callable[[int], Losses],
+    evaluate: Callable[[nn.Module], dict[str, float]],
+    stage: str | None = None,
+) -> None:
+    """Run ``losses(step)`` (its ``"loss"`` is minimised) from the last checkpoint to the end of the recipe.
+
+    ``evaluate`` gets the averaged model every few minutes; its figures go to ``<stage>.jsonl`` with the losses.
+    """
+    s, stage = recipe.schedule, stage or recipe.name
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = checkpoint_path(args.out, stage)
+    model.to(args.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, betas=(0.9, 0.99))
+    averaged, start, seconds = Averaged(model, s.ema), 0, 0.0
+    if path.is_file():
+        saved = torch.load(path, map_location=args.device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        averaged.state, start, seconds = saved["ema"], saved["step"], saved["seconds"]
+    end = min(s.steps, args.steps or s.steps)
+    mean: dict[str, float] = {}
+    saved_at = began = time.monotonic()
+
+    def save(step: int) -> None:
+        elapsed = seconds + time.monotonic() - began
+        state = {"model": model.state_dict(), "ema": averaged.state, "optimizer": optimizer.state_dict(), "step": step, "seconds": elapsed}
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+        live = {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(averaged.state)
+        model.eval()
+        with torch.no_grad():
+            figures = evaluate(model)
+        model.train()
+        model.load_state_dict(live)
+        line = {"step": step, "seconds": round(elapsed), **{k: round(v, 5) for k, v in {**mean, **figures}.items()}}
+        with (args.out / f"{stage}.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+    model.train()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
+    with Progress(*columns) as progress:
+        task = progress.add_task(stage, total=end, completed=start, loss="")
+        for step in range(start, end):
+            rate = s.learning_rate * min(1.0, (step + 1) / s.warmup_steps) * (0.5 + 0.5 * math.cos(math.pi * step / s.steps) + 0.02) / 1.02
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with torch.autocast(torch.device(args.device).type, torch.bfloat16):
+                parts = losses(step)
+            if not torch.isfinite(parts["loss"]):
+                raise SystemExit(f"{stage}: the loss is {parts['loss'].item()} at step {step}")
+            optimizer.zero_grad(set_to_none=True)
+            parts["loss"].backward()
+            nn.utils.clip_grad_norm_(model.parameters(), s.gradient_clip)
+            optimizer.step()
+            averaged.update(model, step)
+            for key, value in parts.items():
+                mean[key] = value.item() if key not in mean else mean[key] + 0.02 * (value.item() - mean[key])
+            progress.update(task, completed=step + 1, loss=f"{mean['loss']:.4f}")
+            if time.monotonic() - saved_at > 150:
+                save(step + 1)
+                saved_at = time.monotonic()
+    if start < end:
+        save(end)

@@ -1,0 +1,95 @@
+"""What the AR model and the DiT are trained on: text states, tokens and latents of random windows of the pool's clips."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from arlon_export.modules.t5 import T5Encoder
+from arlon_export.modules.vq import VQVAE
+from arlon_rt.text import Tokenizer
+from demo.captions import caption
+from demo.config import vq_config
+from demo.latents import CHUNK_LATENTS, LatentPool
+from demo.scene import Scene
+from demo.train_text import load_text_encoder, token_batch
+from demo.training import load_averaged
+
+FRAMES_PER_CHUNK = 17
+
+
+@dataclass
+class Corpus:
+    """The pool with the finished text encoder and codecs; tokens are encoded once a clip."""
+
+    pool: LatentPool
+    tokenizer: Tokenizer
+    encoder: T5Encoder
+    codecs: dict[str, VQVAE]
+    device: str
+    statistics: tuple[list[float], list[float]]
+    tokens: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, args: argparse.Namespace, codecs: tuple[str, ...]) -> Corpus:
+        pool = LatentPool(args.out / "latents")
+        pool.refresh()
+        tokenizer, encoder = load_text_encoder(args.out, args.device)
+        loaded: dict[str, VQVAE] = {}
+        for name in codecs:
+            codec = load_averaged(args.out, name, VQVAE(vq_config(coarse=name == "vq_coarse")), args.device)
+            assert isinstance(codec, VQVAE)
+            loaded[name] = codec
+        corpus = cls(pool, tokenizer, encoder, loaded, args.device, pool.statistics(), {n: [] for n in loaded})
+        corpus.refresh()
+        return corpus
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take in new shards and encode their tokens."""
+        self.pool.refresh()
+        for name, codec in self.codecs.items():
+            have = self.tokens[name]
+            while len(have) < len(self.pool):
+                clips = list(range(len(have), min(len(have) + 32, len(self.pool))))
+                latents = self.pool.batch(clips, *self.statistics).to(self.device)
+                have += list(codec.encode(latents).cpu())
+
+    def latents(self, clips: list[int]) -> Tensor:
+        return self.pool.batch(clips, *self.statistics).to(self.device)
+
+    def codes(self, codec: str, clips: list[int]) -> Tensor:
+        """Tokens (batch, code_frame, row, column) of whole clips."""
+        return torch.stack([self.tokens[codec][i] for i in clips]).to(self.device)
+
+    @torch.no_grad()
+    def text(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Last hidden states (batch, prompt, d), zero where padded, and the mask (batch, prompt)."""
+        ids, mask = token_batch(self.tokenizer, captions, self.device)
+        return self.encoder(ids, mask) * mask[..., None], mask
+
+    def scene(self, clip: int, latent: int) -> Scene:
+        """The scene that latent ``latent`` of a clip shows."""
+        return self.pool.clips[clip].scene_at(latent // CHUNK_LATENTS * FRAMES_PER_CHUNK)
+
+    def caption(self, clip: int, latent: int, draw: np.random.Generator) -> str:
+        """That scene in fresh words."""
+        return caption(self.scene(clip, latent), draw)
+
+    def switches(self, clip: int) -> list[int]:
+        """Latents at which a clip's prompt switches."""
+        return [start // FRAMES_PER_CHUNK * CHUNK_LATENTS for start, _ in self.pool.clips[clip].scenes[1:]]
+
+
+def replaced(tokens: Tensor, share: Tensor | float, num_codes: int) -> Tensor:
+    """``tokens`` with this share (a number, or one a row) replaced by random codes."""
+    if isinstance(share, Tensor):
+        share = share.view(-1, *[1] * (tokens.dim() - 1)).to(tokens.device)
+    wrong = torch.rand(tokens.shape, device=tokens.device) < share
+    return torch.where(wrong, torch.randint_like(tokens, num_codes), tokens)
+
+

@@ -1,0 +1,1 @@
+"""Text to long video with ARLON, without PyTorch."""

@@ -1,0 +1,176 @@
+"""The token model: writes the grid of codes token by token, in a key/value cache that slides over long video (spec 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arlon_rt import noise
+from arlon_rt.backends.session import Handle, Session
+from arlon_rt.config import ARConfig
+from arlon_rt.errors import BackendError, OptionsError
+from arlon_rt.prompts import Text, guidance_weights, stacked
+
+OnToken = Callable[[int, int], None]
+"""Called with (done, total) after each token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How logits become a token; checked against the bundle by `GenerateOptions.resolved`."""
+
+    guidance_scale: float
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+
+def grid_positions(
+    start: int, count: int, height: int, width: int, position_of: Literal["self", "next"]
+) -> NDArray[np.int64]:
+    """Grid positions (count, 3) as (code_frame, row, column) of a window's sequence from index ``start``.
+
+    The sequence is BOS, code 0, code 1, …, codes row-major in a code-frame of (height, width). With ``"next"`` entry j
+    carries the position of code j, the one it predicts; with ``"self"`` that of code j-1, its own, and BOS that of
+    code 0.
+    """
+    codes = np.arange(start, start + count, dtype=np.int64)
+    if position_of == "self":
+        codes = np.maximum(codes - 1, 0)
+    frame, place = np.divmod(codes, height * width)
+    return np.stack([frame, *np.divmod(place, width)], axis=1)
+
+
+class TokenModel:
+    """The opened graphs ``ar_prefix`` and ``ar_step``."""
+
+    def __init__(self, prefix: Session, step: Session, config: ARConfig, dtype: np.dtype[Any]) -> None:
+        self.prefix, self.step, self.config, self.dtype = prefix, step, config, dtype
+
+    def start(self, height: int, width: int, sampling: Sampling) -> TokenStream:
+        """A new, empty token grid with code-frames of ``height`` x ``width``.
+
+        Raises:
+            OptionsError: the grid is larger than the position tables, so the model was not trained for it.
+        """
+        _, rows, columns = self.config.grid
+        if height > rows or width > columns:
+            raise OptionsError(
+                f"height and width need {height} x {width} codes a code-frame; this bundle's token model knows at most "
+                f"{rows} x {columns}; ask for a smaller video, or set inject to False"
+            )
+        return TokenStream(self, height, width, sampling)
+
+
+class TokenStream:
+    """The token grid of one video, growing.
+
+    A window is the text, BOS and the codes of up to ``capacity`` code-frames, in consecutive cache slots from 0 (each
+    row of a batch from the end of its own text). When it is full, or the prompt changes, the newest code-frames, half
+    a window, are fed again in one call as the start of the next. Token i is drawn with the number keyed by (seed, i),
+    so the tokens do not depend on where segments are cut. Memory does not grow: codes that neither the next window
+    nor the next segment can need are dropped.
+    """
+
+    def __init__(self, model: TokenModel, height: int, width: int, sampling: Sampling) -> None:
+        self._model, self._sampling = model, sampling
+        self._height, self._width, self._area = height, width, height * width
+        self._codes: list[int] = []
+        self._dropped = 0  # codes before self._codes[0]
+        self._texts: tuple[Text, ...] = ()
+        self._lengths = np.zeros(0, np.int64)  # of each row's text: the slot of BOS
+        self._capacity = 0  # code-frames
+        self._window = 0  # index of the window's first code
+        self._fed = 0  # entries of the window's sequence that are in the cache
+        self._caches: dict[str, NDArray[Any] | Handle] = {}
+
+    def extend(
+        self, texts: Sequence[Text], code_frames: range, on_token: OnToken = lambda done, total: None
+    ) -> NDArray[np.int64]:
+        """Write tokens up to the end of ``code_frames`` and return those (1, code_frame, height, width).
+
+        ``texts`` is the prompt, and after it the null prompt when ``guidance_scale`` is not 1. Ranges of successive
+        calls may overlap but never go back.
+        """
+        if tuple(texts) != self._texts:
+            self._prefill_text(tuple(texts))
+        written, wanted = self._written, code_frames.stop * self._area
+        while self._written < wanted:
+            if self._written - self._window == self._capacity * self._area:
+                self._open_window()
+            self._codes.append(self._sample())
+            on_token(self._written - written, wanted - written)
+        first = code_frames.start * self._area - self._dropped
+        tokens = np.array(self._codes[first : wanted - self._dropped], np.int64)
+        self._drop(min(code_frames.start * self._area, self._written - self._capacity * self._area))
+        return tokens.reshape(1, len(code_frames), self._height, self._width)
+
+    @property
+    def _written(self) -> int:
+        return self._dropped + len(self._codes)
+
+    def _prefill_text(self, texts: tuple[Text, ...]) -> None:
+        """Fill the caches with the text of every row and start a window there."""
+        config = self._model.config
+        hidden, mask = stacked(texts)
+        self._texts, self._lengths = texts, mask.sum(axis=1)
+        # text, BOS and every code but the last, which opens the next window and is not fed in this one
+        self._capacity = min(config.grid[0], (config.max_length - hidden.shape[1]) // self._area)
+        if self._capacity < 1:
+            raise OptionsError(
+                f"the prompt is {hidden.shape[1]} tokens long; with {self._area} codes a code-frame this bundle's token "
+                f"model has room for {max(config.max_length - self._area, 0)}; shorten it or make the video smaller"
+            )
+        shape = (len(texts), config.num_heads, config.max_length, config.head_dim)
+        caches = self._caches or {
+            f"{kind}_{layer}": np.zeros(shape, self._model.dtype)
+            for layer in range(config.num_layers) for kind in ("key", "value")
+        }
+        self._run(self._model.prefix, {"last_hidden_state": hidden.astype(self._model.dtype, copy=False)}, caches)
+        self._open_window()
+
+    def _open_window(self) -> None:
+        """Start a window at the newest half window of whole code-frames; the text stays in the first slots."""
+        context = min(self._written // self._area, self._capacity // 2)
+        self._window = self._written - context * self._area
+        self._fed = 0
+
+    def _sample(self) -> int:
+        """Feed what the cache has not seen (one token, or a new window's BOS and context) and sample the next."""
+        config, sampling = self._model.config, self._sampling
+        codes = self._codes[self._window + max(self._fed - 1, 0) - self._dropped :]
+        tokens = codes if self._fed else [config.bos, *codes]
+        feed = {
+            "tokens": np.array([tokens], np.int64),
+            "grid": grid_positions(self._fed, len(tokens), self._height, self._width, config.position_of),
+            "write_index": self._lengths + self._fed,
+            "guidance_weights": guidance_weights(sampling.guidance_scale, len(self._texts)),
+            "temperature": np.array([sampling.temperature], np.float32),
+            # a temperature of 0 divides by almost nothing in the graph, which is not strictly greedy
+            "top_k": np.array([sampling.top_k if sampling.temperature > 0 else 1], np.int64),
+            "top_p": np.array([sampling.top_p], np.float32),
+            "uniform": np.array([noise.uniform(sampling.seed, "token", self._written)], np.float32),
+        }
+        token = int(self._run(self._model.step, feed, self._caches)["next_token"][0, 0])
+        self._fed += len(tokens)
+        if not 0 <= token < config.num_codes:
+            raise BackendError(f"ar_step sampled token {token}, which is no code (0 .. {config.num_codes - 1})")
+        return token
+
+    def _run(
+        self, session: Session, feed: dict[str, NDArray[Any]], caches: dict[str, NDArray[Any] | Handle]
+    ) -> dict[str, Any]:
+        outputs = session.run({**feed, **caches}, hold=[f"{name}_out" for name in caches])
+        self._caches = {name: outputs[f"{name}_out"] for name in caches}
+        return outputs
+
+    def _drop(self, before: int) -> None:
+        """Forget codes before an index of the whole video."""
+        if before > self._dropped:
+            del self._codes[: before - self._dropped]
+            self._dropped = before

@@ -1,0 +1,246 @@
+"""A bundle on disk: opening it (manifest only), finding its files safely, writing its manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arlon_rt.config import ModelConfig
+from arlon_rt.errors import BundleError, BundleNotFoundError
+from arlon_rt.graphs import GraphSpec, graph_specs
+from arlon_rt.manifest import MAX_BYTES, FileEntry, GraphEntry, Manifest, check, check_name, parse, serialize
+
+if TYPE_CHECKING:
+    from arlon_rt.verification import Finding
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+ENGINES = "engines"
+"""Folder of engines built on this machine: a cache, which the manifest never lists."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle. Immutable, and safe to share between threads; no graph is loaded."""
+
+    path: Path
+    manifest: Manifest
+    hash: str
+    """SHA-256 of manifest.json, which holds the hash of every other file."""
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read the manifest of the bundle folder ``path``.
+
+        Raises:
+            BundleNotFoundError: there is no such folder, or it has no manifest.json.
+            BundleError: the manifest is damaged or hostile; the message names the field.
+        """
+        folder = Path(path)
+        try:
+            if not folder.is_dir():
+                what = "is not a folder" if folder.exists() else "does not exist"
+                raise BundleNotFoundError(f"{os.fspath(path)!r} {what}; a bundle is a folder with a manifest.json")
+            content = _read_manifest(folder)
+        except BundleError:
+            raise
+        except (OSError, ValueError) as error:
+            raise BundleError(f"the bundle {os.fspath(path)!r} cannot be read: {error}") from error
+        return cls(folder, parse(content), hashlib.sha256(content).hexdigest())
+
+    @property
+    def model(self) -> ModelConfig:
+        """Sizes and assumptions of every network."""
+        return self.manifest.model
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Fields of `GenerateOptions` that a request takes from here where it says nothing."""
+        return self.manifest.defaults
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is plain Open-Sora v1.2: no token model, no semantic injection."""
+        return self.model.ar is None
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The sentencepiece model."""
+        return self.file(TOKENIZER)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions in which every graph of this bundle is there."""
+        sets = [set(p) for p in self.manifest.graphs.values()]
+        return tuple(p for p in ("fp32", "fp16", "bf16") if sets and all(p in s for s in sets))
+
+    def spec(self, graph: str) -> GraphSpec:
+        """The contract of ``graph`` for this bundle's sizes."""
+        specs = graph_specs(self.model)
+        if graph not in specs:
+            raise BundleError(f"this bundle's model has no graph {graph!r}; it has {', '.join(specs)}")
+        return specs[graph]
+
+    def graph(self, graph: str, precision: str) -> GraphEntry:
+        """The manifest's entry of ``graph`` in ``precision``."""
+        entries = self.manifest.graphs.get(graph)
+        if not entries:
+            there = ", ".join(self.manifest.graphs) or "none"
+            raise BundleError(f"{self.path} has no graph {graph!r}; graphs there: {there}")
+        if precision not in entries:
+            raise BundleError(f"{self.path} has no {precision!r} of {graph}; precisions there: {', '.join(entries)}")
+        return entries[precision]
+
+    def graph_file(self, graph: str, precision: str) -> Path:
+        """The .onnx of ``graph``, after it and its external data were found there in full size."""
+        entry = self.graph(graph, precision)
+        for name in entry.data:
+            self.file(name)
+        return self.file(entry.file)
+
+    def file(self, name: str) -> Path:
+        """Where the listed file ``name`` lies, after a check of its place and size (not of its hash)."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.path}: manifest.json does not list {name!r:.120}")
+        path = contained(self.path, name)
+        size = path.stat().st_size
+        if size != entry.size:
+            raise BundleError(
+                f"{path} has {size} bytes, the manifest says {entry.size}: it was truncated or changed; "
+                f"run `arlon-rt verify {self.path}`"
+            )
+        return path
+
+    def verify(self, deep: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+        """Everything wrong with the files of this bundle; see `arlon_rt.verification.verify`."""
+        from arlon_rt.verification import verify
+
+        return list(verify(self, deep=deep, progress=progress))
+
+
+def contained(folder: Path, name: str) -> Path:
+    """The regular file ``name`` inside ``folder``.
+
+    Raises:
+        BundleError: the name is not plain and relative, a link leaves the folder, or there is no such file.
+    """
+    check_name(name)
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"{path} is a link that leaves the bundle; copy the file into it")
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; run `arlon-rt verify {folder}`, or copy the bundle again")
+    except (OSError, RuntimeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    return path
+
+
+def demo_bundle_path() -> Path:
+    """The small trained bundle that ships in the package.
+
+    Raises:
+        BundleNotFoundError: this installation has none.
+    """
+    path = Path(__file__).parent / "demo_bundle"
+    if not (path / MANIFEST).is_file():
+        raise BundleNotFoundError(f"the demo bundle is not installed ({path}); name a bundle with --bundle PATH")
+    return path
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    model: ModelConfig,
+    defaults: Mapping[str, Any],
+    graphs: Mapping[str, Mapping[str, GraphEntry]],
+    provenance: Mapping[str, Any] | None = None,
+    licence: str = "Apache-2.0",
+) -> Manifest:
+    """Hash every file below ``folder``, check the whole and write manifest.json in one step (old or new, never half).
+
+    Raises:
+        BundleError: something would be refused when the bundle is opened; nothing is written.
+    """
+    files = {name: _entry(contained(folder, name)) for name in listed_files(folder)}
+    manifest = Manifest(
+        arlon_rt=installed_version(), model=model, defaults=defaults, provenance=provenance or {}, licence=licence,
+        files=files, graphs=graphs,
+    )
+    check(manifest)
+    content = serialize(manifest)
+    parse(content)
+    write_atomically(folder / MANIFEST, content)
+    return manifest
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``path`` through a temporary file beside it, so that a reader sees the old content or the new."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def installed_version() -> str:
+    """Version of the installed distribution; ``"0+source"`` when the package runs from a source folder alone."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("arlon-rt")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def listed_files(folder: Path) -> list[str]:
+    """Names of the files below ``folder`` that a manifest must list: all but itself and the engines' cache."""
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    return sorted(n for n in names if n != MANIFEST and not n.startswith(f"{ENGINES}/"))
+
+
+def digest_chunks(path: Path, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+    """The content of ``path`` piece by piece."""
+    with path.open("rb") as file:
+        while chunk := file.read(chunk_bytes):
+            yield chunk
+
+
+def _entry(path: Path) -> FileEntry:
+    digest = hashlib.sha256()
+    for chunk in digest_chunks(path):
+        digest.update(chunk)
+    return FileEntry(size=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise BundleNotFoundError(f"{folder} has no {MANIFEST}; a bundle is a folder with one")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{path} is a link that leaves the bundle; copy the file into it")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BundleError(f"{path} is not a regular file")
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)

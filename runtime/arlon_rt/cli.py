@@ -1,0 +1,139 @@
+"""The command ``arlon-rt``: finds the subcommand, runs it, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a check failed (verify, parity, doctor), 2 an error the message explains, 130 and 143 stopped by
+Ctrl-C and SIGTERM. Results go to stdout; progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import NoReturn, Protocol
+
+from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError
+
+GROUP = "arlon_rt.commands"
+"""Entry points through which the other packages add commands; they are loaded only when chosen."""
+BUILT_IN = {
+    "generate": ("arlon_rt.cli_generate:generate", "make a video from a prompt"),
+    "inspect": ("arlon_rt.cli_bundle:inspect", "say what a bundle holds"),
+    "verify": ("arlon_rt.cli_bundle:verify", "check a bundle's files, hashes and signatures"),
+    "bench": ("arlon_rt.cli_bench:bench", "time a generation, stage by stage"),
+    "doctor": ("arlon_rt.cli_bundle:doctor", "say what this machine can run, and what to install"),
+}
+DISTRIBUTION = "arlon-rt"
+
+
+class Command(Protocol):
+    """A subcommand; the other packages' entry points are objects of this shape."""
+
+    @property
+    def help(self) -> str: ...
+
+    def configure(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong argument as every other error is reported: one line, exit 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionsError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``arlon-rt`` with ``argv`` (the process's own when None) and return its exit code."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except ArlonError as error:
+        message = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        print(f"{DISTRIBUTION}: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:   # whoever read our output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(argv: list[str]) -> int:
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(_help(), end="")
+        return 0
+    if name in ("-V", "--version"):
+        from arlon_rt.bundle import installed_version
+
+        print(f"{DISTRIBUTION} {installed_version()}")
+        return 0
+    command = _load(name)
+    parser = Parser(prog=f"{DISTRIBUTION} {name}", description=command.help, allow_abbrev=False)
+    command.configure(parser)
+    try:
+        args = parser.parse_args(argv[1:])
+    except SystemExit as stop:   # --help
+        return int(stop.code or 0)
+    try:
+        return command.run(args)
+    except ModuleNotFoundError as error:
+        raise _missing(name, error) from error
+
+
+def _load(name: str) -> Command:
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name][0].partition(":")
+        command: Command = getattr(import_module(module), attribute)
+        return command
+    plugins = _plugins()
+    if name not in plugins:
+        what = "option" if name.startswith("-") else "command"
+        raise OptionsError(f"there is no {what} {name!r}; the commands are {', '.join([*BUILT_IN, *plugins])}")
+    try:
+        plugin: Command = plugins[name].load()
+    except ModuleNotFoundError as error:
+        raise _missing(name, error) from error
+    return plugin
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {e.name: e for e in sorted(entry_points(group=GROUP), key=lambda e: e.name) if e.name not in BUILT_IN}
+
+
+def _missing(name: str, error: ModuleNotFoundError) -> Exception:
+    """What to say about a module that is not installed: the extra of the package that has the command."""
+    plugin = _plugins().get(name)
+    if plugin is None or (error.name or "").startswith("arlon_"):
+        return error
+    extra = plugin.module.partition(".")[0].removeprefix("arlon_")
+    return MissingExtraError(f"{name} needs {error.name}, which is not installed: pip install '{DISTRIBUTION}[{extra}]'")
+
+
+def _help() -> str:
+    plugins = _plugins()
+    width = max(map(len, [*BUILT_IN, *plugins]))
+    commands = [f"  {name:<{width}}  {text}" for name, (_, text) in BUILT_IN.items()]
+    commands += [f"  {name:<{width}}  from {e.module.partition('.')[0]}" for name, e in plugins.items()]
+    return "\n".join([
+        f"usage: {DISTRIBUTION} COMMAND …",
+        "",
+        "Text to long video with ARLON, without PyTorch.",
+        "",
+        "commands:",
+        *commands,
+        "",
+        f"  {DISTRIBUTION} COMMAND --help   what a command takes",
+        f"  {DISTRIBUTION} --version        the version",
+        "",
+        "example:",
+        f'  {DISTRIBUTION} generate "a red circle moves right on a black background" -o out.mp4',
+        "",
+    ])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

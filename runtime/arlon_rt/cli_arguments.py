@@ -1,0 +1,90 @@
+"""The arguments that commands share, and what they mean to the library."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+
+from arlon_rt.bundle import Bundle, demo_bundle_path
+from arlon_rt.errors import OptionsError
+from arlon_rt.options import GenerateOptions, Timeline
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """PROMPT, --prompts and --prompt: three ways to say what the video shows."""
+    group = parser.add_argument_group("prompt (one of these)")
+    group.add_argument("text", nargs="?", metavar="PROMPT", help="what the video shows, from start to end")
+    group.add_argument(
+        "--prompt", action="append", metavar="SECONDS:PROMPT", help="from this second on; repeat it, the first at 0"
+    )
+    group.add_argument(
+        "--prompts", type=Path, metavar="FILE.json", help='the same in a file: [{"seconds": 0, "prompt": "…"}, …]'
+    )
+
+
+def read_prompts(args: argparse.Namespace) -> Timeline:
+    """The timeline that the arguments of `add_prompts` say."""
+    given = [value for value in (args.text, args.prompt, args.prompts) if value is not None]
+    if not given:
+        raise OptionsError('there is no prompt; say what to show, e.g. arlon-rt generate "a red circle moves right"')
+    if len(given) > 1:
+        raise OptionsError("the prompt is given more than once; give PROMPT, or --prompt, or --prompts")
+    if args.prompts is not None:
+        return Timeline.from_json(args.prompts)
+    return Timeline.of(args.text) if args.text is not None else Timeline.parse(args.prompt)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The fields of `GenerateOptions`; what is left out takes the bundle's default."""
+    group = parser.add_argument_group("options (left out: the bundle's default, see `arlon-rt inspect`)")
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, metavar="S", help="length of the video in seconds")
+    length.add_argument("--num-frames", type=int, metavar="N", help="length of the video in frames; 1 is an image")
+    group.add_argument("--height", type=int, metavar="PIXELS")
+    group.add_argument("--width", type=int, metavar="PIXELS")
+    group.add_argument("--fps", type=float, metavar="F", help="frames a second")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed makes the same video")
+    group.add_argument(
+        "--steps", type=int, dest="num_inference_steps", metavar="N", help="denoising steps; fewer is faster"
+    )
+    group.add_argument(
+        "--guidance-scale", type=float, metavar="X", help="how closely frames follow the prompt; 1 is off"
+    )
+    group.add_argument("--ar-guidance-scale", type=float, metavar="X", help="the same for the drafted tokens")
+    group.add_argument("--temperature", type=float, metavar="X", help="variety of the drafted tokens; 0 is none")
+    group.add_argument("--top-k", type=int, metavar="N", help="draw each token among the N likeliest; 0 is all")
+    group.add_argument("--top-p", type=float, metavar="P", help="draw each token among the likeliest that make up P")
+    group.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
+    group.add_argument(
+        "--no-injection", dest="inject", action="store_false", default=None, help="denoise without drafted tokens"
+    )
+
+
+def read_options(args: argparse.Namespace, bundle: Bundle) -> GenerateOptions:
+    """The options that the arguments of `add_options` say, checked against ``bundle``."""
+    names = [field.name for field in dataclasses.fields(GenerateOptions)]
+    options = GenerateOptions(**{name: getattr(args, name) for name in names})
+    resolved = options.resolved(bundle)
+    if args.seconds is None:
+        return options
+    if not (math.isfinite(args.seconds) and args.seconds > 0):
+        raise OptionsError(f"seconds is {args.seconds:g}; it must be a number above 0")
+    options = dataclasses.replace(options, num_frames=max(1, round(args.seconds * resolved.fps)))
+    options.resolved(bundle)
+    return options
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    """Which bundle runs, and where."""
+    group = parser.add_argument_group("model and machine")
+    group.add_argument("--bundle", type=Path, metavar="DIR", help="the model to use (default: the demo model)")
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run it (default: cpu)")
+    group.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="default: fp32 on a CPU, fp16 on a GPU")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
+
+
+def open_bundle(args: argparse.Namespace) -> Bundle:
+    """The bundle that --bundle names, or the demo model's."""
+    return Bundle.open(demo_bundle_path() if args.bundle is None else args.bundle)

@@ -1,0 +1,149 @@
+"""How the command shows a generation: a bar on a terminal, plain lines elsewhere, JSON lines, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+import time
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from arlon_rt.events import ChunkReady, Event, Progress, Started
+
+WORDS = {
+    "text": "reading the prompt", "ar": "drafting tokens", "vq": "decoding the draft", "dit": "denoising",
+    "vae": "decoding frames", "video": "writing frames",
+}
+"""What each stage is called on the screen."""
+
+
+class Display(Protocol):
+    """Shows events; entered before the first and left after the last."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def show(self, event: Event) -> None: ...
+
+
+class StageClock:
+    """Seconds spent in each stage: the time between two events belongs to the stage the second one reports."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def note(self, event: Event) -> float:
+        """Book the time since the last event and return it."""
+        now = time.perf_counter()
+        elapsed, self._last = now - self._last, now
+        if isinstance(event, Progress):
+            self.seconds[event.stage] = self.seconds.get(event.stage, 0.0) + elapsed
+        return elapsed
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def show(self, event: Event) -> None:
+        pass
+
+
+class JsonLines(Quiet):
+    """Prints each event to stdout as one JSON object, for programs."""
+
+    def show(self, event: Event) -> None:
+        print_json(type(event).__name__, dataclasses.asdict(event))
+
+
+class Lines(Quiet):
+    """Prints a line to stderr as each stage of a segment ends, for logs."""
+
+    def __init__(self) -> None:
+        self._segments = 1
+        self._clock = StageClock()
+        self._stage_seconds = 0.0
+
+    def show(self, event: Event) -> None:
+        elapsed = self._clock.note(event)
+        if isinstance(event, Started):
+            self._segments = event.segments
+            print(describe_start(event), file=sys.stderr, flush=True)
+        if not isinstance(event, Progress):
+            return
+        self._stage_seconds += elapsed
+        if event.done >= event.total:
+            place, count = f"segment {event.segment + 1}/{self._segments}", f"{event.done}/{event.total}"
+            print(f"{place}: {WORDS[event.stage]} {count} ({self._stage_seconds:.1f} s)", file=sys.stderr, flush=True)
+            self._stage_seconds = 0.0
+
+
+class Terminal:
+    """Two bars on stderr: the stage under way and the frames that are done."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._stage = self._bars.add_task("loading", total=None)
+        self._frames = self._bars.add_task("frames", total=None)
+        self._segments = 1
+        self._current: tuple[int, str] | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def show(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._segments = event.segments
+            self._bars.update(self._frames, total=event.num_frames)
+        elif isinstance(event, ChunkReady):
+            self._bars.update(self._frames, completed=event.index + event.num_frames)
+        elif isinstance(event, Progress):
+            if (event.segment, event.stage) != self._current:
+                self._current = (event.segment, event.stage)
+                self._bars.reset(self._stage)
+            text = f"segment {event.segment + 1}/{self._segments}: {WORDS[event.stage]}"
+            self._bars.update(self._stage, description=text, completed=event.done, total=event.total)
+
+
+def describe_start(event: Started) -> str:
+    """One line on what will be made."""
+    seconds = event.num_frames / event.fps
+    return f"{event.num_frames} frames of {event.width}×{event.height}, {seconds:.1f} s at {event.fps:g} fps"
+
+
+def print_json(kind: str, fields: dict[str, Any]) -> None:
+    """One JSON line on stdout: ``{"event": "chunk_ready", …}``."""
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
+    print(json.dumps({"event": name, **fields}, ensure_ascii=False), flush=True)
+
+
+def choose(*, quiet: bool, as_json: bool) -> Display:
+    """The display for these options and this stderr."""
+    if as_json:
+        return JsonLines()
+    if quiet:
+        return Quiet()
+    return Terminal() if sys.stderr.isatty() else Lines()

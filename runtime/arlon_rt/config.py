@@ -1,0 +1,254 @@
+"""The model configuration: every size and every assumption a bundle's manifest states about its networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from arlon_rt.errors import BundleError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """T5 v1.1 encoder (gated GELU) and how prompts become tokens. Field names follow transformers' T5Config."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    max_length: int = 300
+    """Prompts are truncated to this many tokens, the closing ``</s>`` included."""
+    clean_caption: bool = True
+    """Lower-case and clean prompts twice, as Open-Sora v1.2 does (spec 5.5)."""
+    prompt_suffix: str = ""
+    """Appended to each prompt, e.g. Open-Sora's ``" aesthetic score: 6.5."``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ARConfig:
+    """Decoder-only token model: text prefix, BOS, then codes row-major within a code-frame (spec 3)."""
+
+    num_codes: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    ffn_size: int
+    text_dim: int
+    grid: tuple[int, int, int]
+    """Rows of the learned position tables: (code_frame, code_height, code_width). Frames beyond start a new window."""
+    max_length: int
+    """Cache slots: longest prompt + BOS + codes of the largest window."""
+    max_top_k: int
+    rope_theta: float = 10_000.0
+    position_of: Literal["self", "next"] = "next"
+    """Whether a token carries the grid position of itself or of the token it predicts."""
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def bos(self) -> int:
+        return self.num_codes
+
+    @property
+    def eos(self) -> int:
+        return self.num_codes + 1
+
+    @property
+    def vocab_size(self) -> int:
+        return self.num_codes + 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQConfig:
+    """Latent VQ-VAE: codes on a grid of normalised video latents (spec 2)."""
+
+    num_codes: int
+    code_dim: int
+    stride: tuple[int, int, int]
+    """Latents per code along (frame, height, width); each a power of two."""
+    channels: tuple[int, ...]
+    """Width of each stage from the latents inward; one stage halves every axis whose stride allows it."""
+    num_res_blocks: int = 2
+    norm_groups: int = 32
+    latent_channels: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTConfig:
+    """STDiT3 (Open-Sora v1.2); field names follow its published config.json."""
+
+    hidden_size: int
+    depth: int
+    """Pairs of spatial and temporal blocks."""
+    num_heads: int
+    caption_channels: int
+    model_max_length: int
+    input_sq_size: int = 512
+    mlp_ratio: float = 4.0
+    in_channels: int = 4
+    out_channels: int = 8
+    """Published 8 (pred_sigma); the first ``in_channels`` are the velocity."""
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    rope_theta: float = 10_000.0
+    rope_freqs: tuple[float, ...] | None = None
+    """Rotary frequencies (radians a frame) of a checkpoint whose ``rope.freqs`` are not those ``rope_theta`` gives."""
+    precision_tables: Literal["exact", "bf16"] = "exact"
+    """Whether fp16/bf16/fp8 sets take position tables as the published bf16 run had them (spec 5.4)."""
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class InjectionConfig:
+    """Semantic injection: gated adaptive normalisation of the temporal branch (spec 4)."""
+
+    layers: tuple[int, ...]
+    """Block pairs that are injected, e.g. the first half."""
+    adapter_ratio: float = 1.0
+    """Hidden width of each adapter's MLP over the DiT's width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Video autoencoder: diffusers' AutoencoderKL a frame, then a causal temporal autoencoder (spec 5.6)."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    norm_num_groups: int
+    scaling_factor: float
+    filters: int
+    num_res_blocks: int
+    channel_multipliers: tuple[int, ...]
+    temporal_downsample: tuple[bool, ...]
+    latent_embed_dim: int = 4
+    embed_dim: int = 4
+    latent_channels: int = 4
+    shift: tuple[float, ...] = (-0.10, 0.34, 0.27, 0.98)
+    scale: tuple[float, ...] = (3.85, 2.32, 2.33, 3.06)
+    chunk_frames: int = 17
+
+    @property
+    def time_stride(self) -> int:
+        return int(2 ** sum(self.temporal_downsample))
+
+    @property
+    def space_stride(self) -> int:
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+    @property
+    def chunk_latents(self) -> int:
+        return math.ceil(self.chunk_frames / self.time_stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowConfig:
+    """Rectified flow with Open-Sora's time transform (spec 5.7)."""
+
+    num_timesteps: int = 1000
+    use_timestep_transform: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """The video a bundle makes when nothing else is asked for."""
+
+    height: int
+    width: int
+    fps: int = 24
+    segment_frames: int = 68
+    overlap_frames: int = 17
+    max_height: int | None = None
+    """Largest height in pixels the graphs are meant for; ``None``: ``height``."""
+    max_width: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """All networks of a bundle. Without ``ar``, ``vq`` and ``injection`` it is plain Open-Sora v1.2 (baseline mode)."""
+
+    text: TextConfig
+    dit: DiTConfig
+    vae: VAEConfig
+    video: VideoConfig
+    flow: FlowConfig = FlowConfig()
+    ar: ARConfig | None = None
+    vq: VQConfig | None = None
+    injection: InjectionConfig | None = None
+
+
+def to_json(config: Any) -> Any:
+    """A configuration as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_json(cls: type[T], value: Any, where: str = "model") -> T:
+    """Build the dataclass ``cls`` from JSON values.
+
+    Raises:
+        BundleError: a field is unknown, missing or of the wrong type; the message names it.
+    """
+    return typing.cast(T, _build(cls, value, where))
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        kinds = [a for a in args if a is not type(None)]
+        return _build(next((a for a in kinds if a is type(value)), kinds[0]), value, where)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise BundleError(f"{where} is {value!r:.80}; an object is expected")
+        return {name: _build(args[1], item, f"{where}.{name}") for name, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise BundleError(f"{where} is {value!r:.80}; an object is expected")
+        fields = {f.name: f for f in dataclasses.fields(kind)}
+        hints = typing.get_type_hints(kind)
+        for name in value:
+            if name not in fields:
+                raise BundleError(f"{where}.{name} is not a field this version knows ({', '.join(fields)})")
+        for name, field in fields.items():
+            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if required and name not in value:
+                raise BundleError(f"{where}.{name} is missing")
+        built = {name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+        return typing.cast(Any, kind)(**built)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise BundleError(f"{where} is {value!r:.80}; a list is expected")
+        if args[-1] is Ellipsis:
+            return tuple(_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(value) != len(args):
+            raise BundleError(f"{where} has {len(value)} entries; {len(args)} are expected")
+        return tuple(_build(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(args, value, strict=True)))
+    if origin is typing.Literal:
+        if value not in args:
+            raise BundleError(f"{where} is {value!r:.80}; it must be one of {', '.join(map(repr, args))}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 1 << 1000 else math.inf
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise BundleError(f"{where} is {value!r:.80}; {kind.__name__} is expected")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BundleError(f"{where} is {value}; a finite number is expected")
+    return value

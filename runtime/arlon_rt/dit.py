@@ -1,0 +1,144 @@
+"""The diffusion transformer: noise becomes latents in a few steps, guided by text and coarse latents (spec 4, 5.3, 5.7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arlon_rt.backends.session import Handle, Session
+from arlon_rt.config import ModelConfig
+from arlon_rt.flow import Step
+from arlon_rt.prompts import Text, guidance_weights, stacked
+from arlon_rt.tables import position_table, rotary_tables
+
+Feed = NDArray[Any] | Handle
+NoiseSource = Callable[[int], NDArray[np.float32]]
+"""Noise shaped like the latents for a step, asked for only where frames join at that step."""
+OnStep = Callable[[int, int], None]
+"""Called with (done, total) after each step."""
+
+
+def denoise(
+    dit: Session,
+    latents: NDArray[np.float32],
+    steps: Sequence[Step],
+    noise: NoiseSource,
+    conditions: Mapping[str, Feed],
+    on_step: OnStep = lambda done, total: None,
+) -> NDArray[np.float32]:
+    """Run the steps of the rectified flow; latents (1, channel, frame, height, width) stay on the device between them.
+
+    ``conditions`` are the inputs of the ``dit`` graph that no step changes.
+    """
+    state: Feed = latents
+    silence = np.zeros_like(latents)
+    for index, step in enumerate(steps):
+        joining = bool(step.noise_mask.any())
+        outputs = dit.run({
+            **conditions,
+            "latents": state,
+            "timestep": np.array([step.timestep], np.float32),
+            "step_size": np.array([step.step_size], np.float32),
+            "frame_mask": step.frame_mask,
+            "noise": noise(index) if joining else silence,
+            "noise_mask": step.noise_mask,
+        }, hold=["latents_out"])
+        state = outputs["latents_out"]
+        on_step(index + 1, len(steps))
+    return state.numpy() if isinstance(state, Handle) else state
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What the transformer is told about the video."""
+
+    height: int
+    """In pixels, as asked for."""
+    width: int
+    latent_height: int
+    latent_width: int
+    fps: float
+    guidance_scale: float
+
+
+class Denoiser:
+    """The opened graphs ``caption``, ``semantic`` (with injection) and ``dit``."""
+
+    def __init__(
+        self, caption: Session, semantic: Session | None, dit: Session, model: ModelConfig,
+        dtype: np.dtype[Any], published_tables: bool = False,
+    ) -> None:
+        """``published_tables``: position and rotary tables as the published bf16 run had them (spec 5.4)."""
+        self.caption, self.semantic, self.dit, self.model = caption, semantic, dit, model
+        self.dtype, self.published_tables = dtype, published_tables
+
+    def start(self, view: View) -> Denoising:
+        """The state of one video: everything that segments share."""
+        return Denoising(self, view)
+
+
+class Denoising:
+    """One video's denoising; keeps the last prompt's keys and values on the device."""
+
+    def __init__(self, denoiser: Denoiser, view: View) -> None:
+        self._denoiser, self._view = denoiser, view
+        config = denoiser.model.dit
+        _, patch_height, patch_width = config.patch_size
+        self._patches = math.ceil(view.latent_height / patch_height), math.ceil(view.latent_width / patch_width)
+        self._position = position_table(
+            *self._patches, config.hidden_size, height=view.height, width=view.width,
+            input_sq_size=config.input_sq_size, published_bf16=denoiser.published_tables,
+        )
+        self._texts: tuple[Text, Text | None] | None = None
+        self._caption: dict[str, Feed] = {}
+
+    def denoise(
+        self, latents: NDArray[np.float32], steps: Sequence[Step], noise: NoiseSource, *, text: Text,
+        negative: Text | None, coarse: NDArray[np.float32] | None, on_step: OnStep = lambda done, total: None,
+    ) -> NDArray[np.float32]:
+        """Latents (1, channel, frame, height, width) of one segment, from noise on the frames that are to be made.
+
+        ``negative`` takes the place of the learned null caption. ``coarse``, shaped like the latents, is injected;
+        ``None`` injects nothing.
+        """
+        config = self._denoiser.model.dit
+        cos, sin = rotary_tables(
+            latents.shape[2], config.head_dim, config.rope_theta,
+            frequencies=config.rope_freqs, published_bf16=self._denoiser.published_tables,
+        )
+        conditions: dict[str, Feed] = {
+            **self._captioned(text, negative), **self._features(coarse, latents.shape[2]),
+            "position": self._position, "rotary_cos": cos, "rotary_sin": sin,
+            "fps": np.array([self._view.fps], np.float32),
+        }
+        return denoise(self._denoiser.dit, latents, steps, noise, conditions, on_step)
+
+    def _captioned(self, text: Text, negative: Text | None) -> dict[str, Feed]:
+        """Keys and values of the prompt, and of the null row when there is guidance; made once a prompt."""
+        if self._texts != (text, negative):
+            guided = self._view.guidance_scale != 1
+            hidden, mask = stacked([text, negative or text] if guided else [text])
+            outputs = self._denoiser.caption.run({
+                "last_hidden_state": hidden.astype(self._denoiser.dtype, copy=False),
+                # Open-Sora cuts its null caption to the prompt's length (spec 5.3): the prompt's row lends its mask
+                "use_null": np.array([False, negative is None][: len(hidden)]),
+            }, hold=["caption_kv"])
+            weights = guidance_weights(self._view.guidance_scale, len(hidden))
+            self._texts = text, negative
+            self._caption = {"caption_kv": outputs["caption_kv"], "text_mask": mask, "guidance_weights": weights}
+        return self._caption
+
+    def _features(self, coarse: NDArray[np.float32] | None, frames: int) -> dict[str, Feed]:
+        """The injected features; zeros leave the transformer as it is (the gate alpha is 0)."""
+        injection, semantic = self._denoiser.model.injection, self._denoiser.semantic
+        if injection is None or semantic is None:
+            return {}
+        if coarse is not None:
+            return {"features": semantic.run({"coarse": coarse}, hold=["features"])["features"]}
+        shape = len(injection.layers), 1, frames, math.prod(self._patches), 3 * self._denoiser.model.dit.hidden_size
+        return {"features": np.zeros(shape, self._denoiser.dtype)}

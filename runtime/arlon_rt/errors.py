@@ -1,0 +1,45 @@
+"""Every error arlon-rt raises on purpose.
+
+ArlonError
+├── OptionsError (ValueError)            a request option or an input value cannot be used
+├── BundleError (ValueError)             a bundle's manifest or files are damaged, hostile or do not fit together
+│   └── BundleNotFoundError (FileNotFoundError)
+├── BackendError (RuntimeError)          a graph could not be opened or run
+│   └── MissingExtraError (ImportError)  an optional dependency is not installed; names the pip command
+├── OutputError (OSError)                the video could not be written
+└── Cancelled                            the request was cancelled by its caller
+"""
+
+from __future__ import annotations
+
+
+class ArlonError(Exception):
+    """Root of the tree; the command prints its message and exits with 2."""
+
+
+class OptionsError(ArlonError, ValueError):
+    """A request option or an input value cannot be used."""
+
+
+class BundleError(ArlonError, ValueError):
+    """A bundle's manifest or files are damaged, hostile or do not fit together."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """There is no bundle at the path given."""
+
+
+class BackendError(ArlonError, RuntimeError):
+    """A graph could not be opened or run."""
+
+
+class MissingExtraError(BackendError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class OutputError(ArlonError, OSError):
+    """The video could not be written."""
+
+
+class Cancelled(ArlonError):
+    """The request was cancelled by its caller."""

@@ -1,0 +1,58 @@
+"""What a generation reports while it runs: small frozen values handed to ``on_event``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["text", "ar", "vq", "dit", "vae", "video"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The request was checked and work begins."""
+
+    num_frames: int
+    fps: float
+    height: int
+    """Height of the frames that will come, in pixels (what was asked for, rounded down to whole latents)."""
+    width: int
+    segments: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """``done`` of ``total`` units of one segment's stage: prompts, tokens, decodes, steps, chunks, frames written."""
+
+    stage: Stage
+    segment: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkReady:
+    """A chunk of frames is about to be handed out."""
+
+    segment: int
+    index: int
+    """Number of the chunk's first frame in the video."""
+    num_frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """Every frame was handed out."""
+
+    num_frames: int
+    wall_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The generation ended with an error, which is raised as well."""
+
+    error: str
+
+
+Event = Started | Progress | ChunkReady | Finished | Failed

@@ -1,0 +1,284 @@
+"""The contract: every graph's inputs, outputs, dtypes and axis ranges, stated once for export, engines and runtime.
+
+Sizes follow from the model configuration, so there is one function a graph. Axes are an integer (static) or the
+name of an `Axis`. The dtype ``"float"`` means the float type of the precision set (float32, float16, bfloat16).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from arlon_rt.config import ARConfig, ModelConfig
+
+DType = Literal["float", "float32", "int64", "bool", "uint8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A dynamic axis and its optimisation range."""
+
+    name: str
+    min: int
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output."""
+
+    name: str
+    dtype: DType
+    axes: tuple[int | str, ...]
+    alias: str | None = None
+    """For an output: the input whose buffer it shares, updated in place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """The signature of one graph."""
+
+    name: str
+    network: str
+    """Graphs of one network share one external data file."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: tuple[Axis, ...]
+
+    def axis(self, name: str) -> Axis:
+        return next(a for a in self.axes if a.name == name)
+
+
+def _tensor(name: str, dtype: DType, *axes: int | str, alias: str | None = None) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, axes=axes, alias=alias)
+
+
+def _batch() -> Axis:
+    return Axis(name="batch", min=1, opt=2, max=2)
+
+
+def _prompt(c: ModelConfig) -> Axis:
+    return Axis(name="prompt", min=1, opt=c.text.max_length, max=c.text.max_length)
+
+
+def segment_latents(c: ModelConfig) -> int:
+    """Latents of a full segment (20 for 68 frames)."""
+    return latent_length(c, c.video.segment_frames)
+
+
+def latent_length(c: ModelConfig, num_frames: int) -> int:
+    """Latents of ``num_frames`` frames: 5 a 17-frame chunk, then one for each 4 frames begun (spec 5.6)."""
+    chunks, rest = divmod(num_frames, c.vae.chunk_frames)
+    return chunks * c.vae.chunk_latents + math.ceil(rest / c.vae.time_stride)
+
+
+def _space(c: ModelConfig, unit: int, height: str, width: str, smallest: int = 1) -> tuple[Axis, Axis]:
+    """Height and width axes in units of ``unit`` pixels, rounded up."""
+    def axis(name: str, opt: int, largest: int | None) -> Axis:
+        return Axis(name=name, min=smallest, opt=math.ceil(opt / unit), max=math.ceil((largest or opt) / unit))
+    return axis(height, c.video.height, c.video.max_height), axis(width, c.video.width, c.video.max_width)
+
+
+def text_encoder(c: ModelConfig) -> GraphSpec:
+    """Token ids -> last hidden state; once a prompt."""
+    return GraphSpec(
+        name="text_encoder", network="text",
+        inputs=(_tensor("input_ids", "int64", "batch", "prompt"), _tensor("attention_mask", "bool", "batch", "prompt")),
+        outputs=(_tensor("last_hidden_state", "float", "batch", "prompt", c.text.d_model),),
+        axes=(_batch(), _prompt(c)),
+    )
+
+
+def _cache_tensors(a: ARConfig, out: bool) -> tuple[TensorSpec, ...]:
+    shape = ("batch", a.num_heads, a.max_length, a.head_dim)
+    names = [f"{kind}_{layer}" for layer in range(a.num_layers) for kind in ("key", "value")]
+    return tuple(_tensor(f"{n}_out", "float", *shape, alias=n) if out else _tensor(n, "float", *shape) for n in names)
+
+
+def ar_prefix(c: ModelConfig) -> GraphSpec:
+    """Text rows (padded on the right) -> caches filled from slot 0; once a prompt change."""
+    assert c.ar
+    return GraphSpec(
+        name="ar_prefix", network="ar",
+        inputs=(_tensor("last_hidden_state", "float", "batch", "prompt", c.ar.text_dim), *_cache_tensors(c.ar, False)),
+        outputs=_cache_tensors(c.ar, True),
+        axes=(_batch(), _prompt(c)),
+    )
+
+
+def ar_step(c: ModelConfig) -> GraphSpec:
+    """Tokens at ``write_index`` of each row -> one sampled token; guidance and sampling inside.
+
+    ``tokens`` (1, length) is shared by all rows; ``grid`` (length, 3) is (code_frame, row, column), see
+    `ARConfig.position_of`. Logits are sum_b w_b logits_b. ``uniform`` in [0, 1) picks from the kept mass.
+    """
+    assert c.ar
+    a = c.ar
+    longest = math.prod(a.grid)
+    return GraphSpec(
+        name="ar_step", network="ar",
+        inputs=(
+            _tensor("tokens", "int64", 1, "length"), _tensor("grid", "int64", "length", 3),
+            _tensor("write_index", "int64", "batch"), _tensor("guidance_weights", "float32", "batch"),
+            _tensor("temperature", "float32", 1), _tensor("top_k", "int64", 1), _tensor("top_p", "float32", 1),
+            _tensor("uniform", "float32", 1), *_cache_tensors(a, False),
+        ),
+        outputs=(_tensor("next_token", "int64", 1, 1), *_cache_tensors(a, True)),
+        axes=(_batch(), Axis(name="length", min=1, opt=1, max=longest)),
+    )
+
+
+def vq_decoder(c: ModelConfig) -> GraphSpec:
+    """Tokens -> coarse latents (normalised, cropped by the host to the video's latents); once a segment."""
+    assert c.vq
+    st, sh, sw = c.vq.stride
+    unit = c.vae.space_stride
+    height, width = _space(c, unit * sh, "code_height", "code_width")
+    frames = math.ceil(segment_latents(c) / st)
+    return GraphSpec(
+        name="vq_decoder", network="vq",
+        inputs=(_tensor("tokens", "int64", 1, "code_frame", "code_height", "code_width"),),
+        outputs=(_tensor("coarse", "float32", 1, c.vq.latent_channels, "coarse_frame", "coarse_height", "coarse_width"),),
+        axes=(
+            Axis(name="code_frame", min=1, opt=frames, max=frames + 1), height, width,
+            Axis(name="coarse_frame", min=st, opt=st * frames, max=st * (frames + 1)),
+            Axis(name="coarse_height", min=sh * height.min, opt=sh * height.opt, max=sh * height.max),
+            Axis(name="coarse_width", min=sw * width.min, opt=sw * width.opt, max=sw * width.max),
+        ),
+    )
+
+
+def caption(c: ModelConfig) -> GraphSpec:
+    """Text -> cross-attention keys and values of all blocks (spatial 0, temporal 0, spatial 1, …); once a prompt.
+
+    Rows whose ``use_null`` is True take the learned null caption (`y_embedder.y_embedding`) in place of the text.
+    """
+    d = c.dit
+    return GraphSpec(
+        name="caption", network="dit",
+        inputs=(_tensor("last_hidden_state", "float", "batch", "prompt", d.caption_channels), _tensor("use_null", "bool", "batch")),
+        outputs=(_tensor("caption_kv", "float", 2 * d.depth, 2, "batch", d.num_heads, "prompt", d.head_dim),),
+        axes=(_batch(), _prompt(c)),
+    )
+
+
+def _latent_axes(c: ModelConfig) -> tuple[Axis, ...]:
+    n = segment_latents(c)
+    height, width = _space(c, c.vae.space_stride, "latent_height", "latent_width", smallest=2)
+    return Axis(name="frame", min=1, opt=n, max=n), height, width
+
+
+def _patches(c: ModelConfig) -> Axis:
+    _, h, w = _latent_axes(c)
+    _, ph, pw = c.dit.patch_size
+    def count(a: int, b: int) -> int:
+        return math.ceil(a / ph) * math.ceil(b / pw)
+    return Axis(name="patches", min=count(h.min, w.min), opt=count(h.opt, w.opt), max=count(h.max, w.max))
+
+
+def semantic(c: ModelConfig) -> GraphSpec:
+    """Coarse latents -> (gamma, beta, alpha) of every injected layer; once a segment (spec 4)."""
+    assert c.injection
+    return GraphSpec(
+        name="semantic", network="dit",
+        inputs=(_tensor("coarse", "float32", 1, c.dit.in_channels, "frame", "latent_height", "latent_width"),),
+        outputs=(_tensor("features", "float", len(c.injection.layers), 1, "frame", "patches", 3 * c.dit.hidden_size),),
+        axes=(*_latent_axes(c), _patches(c)),
+    )
+
+
+def dit(c: ModelConfig) -> GraphSpec:
+    """One denoising step of the rectified flow; re-noising, guidance and the Euler update are inside.
+
+    latents <- noise_mask ? (1 - t/1000) latents + (t/1000) noise : latents;
+    v = sum_b w_b v_b;  out = frame_mask ? latents + step_size * v : latents.
+    ``timestep`` is in 0..1000, ``step_size`` is (t_i - t_{i+1})/1000.
+    ``rotary_*`` (frame, head_dim/2) are cos and sin of position * frequency; ``position`` is the 2-D sin-cos table.
+    """
+    d = c.dit
+    latents = ("frame", "latent_height", "latent_width")
+    inputs = [
+        _tensor("latents", "float32", 1, d.in_channels, *latents),
+        _tensor("timestep", "float32", 1), _tensor("step_size", "float32", 1),
+        _tensor("guidance_weights", "float32", "batch"), _tensor("frame_mask", "bool", "frame"),
+        _tensor("noise", "float32", 1, d.in_channels, *latents), _tensor("noise_mask", "bool", "frame"),
+        _tensor("position", "float32", "patches", d.hidden_size),
+        _tensor("rotary_cos", "float32", "frame", d.head_dim // 2), _tensor("rotary_sin", "float32", "frame", d.head_dim // 2),
+        _tensor("fps", "float32", 1),
+        _tensor("caption_kv", "float", 2 * d.depth, 2, "batch", d.num_heads, "prompt", d.head_dim),
+        _tensor("text_mask", "bool", "batch", "prompt"),
+    ]
+    if c.injection:
+        inputs.append(_tensor("features", "float", len(c.injection.layers), 1, "frame", "patches", 3 * d.hidden_size))
+    return GraphSpec(
+        name="dit", network="dit", inputs=tuple(inputs),
+        outputs=(_tensor("latents_out", "float32", 1, d.in_channels, *latents),),
+        axes=(_batch(), _prompt(c), *_latent_axes(c), _patches(c)),
+    )
+
+
+def _chunk_axes(c: ModelConfig) -> tuple[Axis, ...]:
+    _, h, w = _latent_axes(c)
+    s, n = c.vae.space_stride, c.vae.chunk_frames
+    return (
+        Axis(name="chunk", min=1, opt=c.vae.chunk_latents, max=c.vae.chunk_latents), h, w,
+        Axis(name="height", min=s * h.min, opt=s * h.opt, max=s * h.max), Axis(name="width", min=s * w.min, opt=s * w.opt, max=s * w.max),
+        Axis(name="out_frame", min=1, opt=n, max=c.vae.chunk_latents * c.vae.time_stride),
+        Axis(name="in_frame", min=1, opt=n, max=n),
+    )
+
+
+def vae_decoder(c: ModelConfig) -> GraphSpec:
+    """Normalised latents of one chunk -> uint8 RGB frames; once a chunk.
+
+    ``frame_index`` picks which of the 4·chunk decoded frames are wanted: 3, 4, … for a 17-frame chunk.
+    The float tensor ``pixels`` (frame, 3, height, width) in -1..1 stands before the uint8 nodes.
+    """
+    axes = {a.name: a for a in _chunk_axes(c)}
+    return GraphSpec(
+        name="vae_decoder", network="vae",
+        inputs=(
+            _tensor("latents", "float32", 1, c.vae.latent_embed_dim, "chunk", "latent_height", "latent_width"),
+            _tensor("frame_index", "int64", "out_frame"),
+        ),
+        outputs=(_tensor("frames", "uint8", "out_frame", "height", "width", 3),),
+        axes=tuple(axes[n] for n in ("chunk", "latent_height", "latent_width", "out_frame", "height", "width")),
+    )
+
+
+def vae_encoder(c: ModelConfig) -> GraphSpec:
+    """uint8 RGB frames of one chunk -> normalised latents (posterior means); conditioning only.
+
+    ``frame_index`` (time_stride · chunk) says which frame stands at each place of the padded chunk: 0 is the zero
+    (padding) frame, i + 1 is frame i; for 17 frames 0, 0, 0, 1, …, 17. ``pixels`` (frame, 3, height, width) in -1..1
+    stands after the uint8 nodes.
+    """
+    axes = {a.name: a for a in _chunk_axes(c)}
+    s = c.vae.time_stride
+    chunk = axes["chunk"]
+    return GraphSpec(
+        name="vae_encoder", network="vae",
+        inputs=(_tensor("frames", "uint8", "in_frame", "height", "width", 3), _tensor("frame_index", "int64", "padded_frame")),
+        outputs=(_tensor("latents", "float32", 1, c.vae.latent_embed_dim, "chunk", "latent_height", "latent_width"),),
+        axes=(
+            axes["in_frame"], axes["height"], axes["width"],
+            Axis(name="padded_frame", min=s * chunk.min, opt=s * chunk.opt, max=s * chunk.max),
+            chunk, axes["latent_height"], axes["latent_width"],
+        ),
+    )
+
+
+def graph_specs(c: ModelConfig) -> dict[str, GraphSpec]:
+    """Every graph of a bundle with this configuration, in the order of a generation."""
+    specs = [text_encoder(c)]
+    if c.ar:
+        specs += [ar_prefix(c), ar_step(c)]
+    if c.vq:
+        specs.append(vq_decoder(c))
+    specs.append(caption(c))
+    if c.injection:
+        specs.append(semantic(c))
+    specs += [dit(c), vae_decoder(c), vae_encoder(c)]
+    return {s.name: s for s in specs}

@@ -1,0 +1,75 @@
+"""How a long video is cut into segments, and which latents, code-frames and frames each of them owns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from arlon_rt.config import ModelConfig
+from arlon_rt.errors import BundleError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One window of the video. Ranges count from the start of the whole video."""
+
+    index: int
+    latents: range
+    """Latents of the window, kept ones included."""
+    kept: int
+    """How many leading latents repeat the previous segment's end: 0 or one chunk (5)."""
+    frames: range
+    """The new frames it yields; the last segment's are cut at the length asked for."""
+
+    def code_frames(self, stride: int) -> range:
+        """The code-frames that cover the window, for ``stride`` latents a code-frame."""
+        return range(self.latents.start // stride, math.ceil(self.latents.stop / stride))
+
+    def latents_of_codes(self, stride: int) -> slice:
+        """Where the window's latents lie in what these code-frames decode to."""
+        offset = self.latents.start % stride
+        return slice(offset, offset + len(self.latents))
+
+    def start(self, fps: float) -> float:
+        """Seconds at which its new frames begin; the prompt that holds then is the segment's prompt."""
+        return self.frames.start / fps
+
+
+def plan(num_frames: int, model: ModelConfig) -> list[Segment]:
+    """Cut ``num_frames`` frames into segments.
+
+    With Open-Sora's sizes a chunk is 17 frames or 5 latents, and no latent depends on another chunk. Segment k is the
+    window of 68 frames (20 latents) at frame 51 k, latent 15 k: its first 17 frames (5 latents) repeat the end of
+    segment k-1 and the other 51 are new, so k + 1 segments make 68 + 51 k frames. The last window ends with the last
+    chunk that is needed. A length that is no multiple of 17 is made as whole chunks and cut; one frame is an image,
+    a single latent.
+
+    A code-frame covers ``stride`` latents, so latents 15 k .. 15 k + n - 1 need the code-frames
+    floor(15 k / stride) .. ceil((15 k + n) / stride) - 1 and stand at offset 15 k mod stride in their decoding.
+    """
+    if num_frames == 1:
+        return [Segment(index=0, latents=range(1), kept=0, frames=range(1))]
+    frames, latents = model.vae.chunk_frames, model.vae.chunk_latents
+    window, overlap = (_chunks(model, name) for name in ("segment_frames", "overlap_frames"))
+    if not 0 < overlap < window:
+        raise BundleError(f"video.overlap_frames is {overlap * frames}; it must be shorter than a segment and not 0")
+    total = math.ceil(num_frames / frames)
+    segments: list[Segment] = []
+    done = 0  # chunks
+    while done < total:
+        kept = overlap if segments else 0
+        stop = min(done - kept + window, total)
+        segments.append(Segment(
+            index=len(segments), latents=range((done - kept) * latents, stop * latents), kept=kept * latents,
+            frames=range(done * frames, min(stop * frames, num_frames)),
+        ))
+        done = stop
+    return segments
+
+
+def _chunks(model: ModelConfig, name: str) -> int:
+    frames: int = getattr(model.video, name)
+    chunks, rest = divmod(frames, model.vae.chunk_frames)
+    if rest:
+        raise BundleError(f"video.{name} is {frames}; it must be a multiple of vae.chunk_frames ({model.vae.chunk_frames})")
+    return chunks

@@ -1,0 +1,91 @@
+"""The text stage: a prompt is cleaned, cut into T5's tokens and encoded."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from arlon_rt.backends.session import Session
+from arlon_rt.captions import clean_caption
+from arlon_rt.config import TextConfig
+from arlon_rt.errors import BundleError, OptionsError
+from arlon_rt.prompts import Text
+
+PAD, EOS, UNKNOWN = 0, 1, 2
+CACHED_PROMPTS = 8
+
+
+class Tokenizer:
+    """A sentencepiece model used as T5 does: special tokens in the text are themselves, ``</s>`` closes."""
+
+    def __init__(self, path: Path, vocab_size: int) -> None:
+        """Open the model at ``path``.
+
+        Raises:
+            BundleError: it is damaged, or no T5 tokenizer of at most ``vocab_size`` tokens.
+        """
+        import sentencepiece
+
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise BundleError(f"tokenizer {path} cannot be read: {error}") from error
+        size = self._pieces.get_piece_size()
+        if size > vocab_size:
+            raise BundleError(f"tokenizer {path} has {size} tokens; text.vocab_size is {vocab_size}")
+        special = [self._pieces.id_to_piece(i) for i in (PAD, EOS, UNKNOWN)] if size > UNKNOWN else []
+        if special != ["<pad>", "</s>", "<unk>"]:
+            raise BundleError(f"tokenizer {path} begins with {special}; T5's begins with <pad>, </s>, <unk>")
+        self._ids = {piece: i for i, piece in enumerate(special)}
+        self._special = re.compile(f"({'|'.join(map(re.escape, special))})")
+
+    def encode(self, text: str, max_length: int) -> list[int]:
+        """Token ids, ``</s>`` at the end; text that is too long loses its last words."""
+        ids: list[int] = []
+        for part in self._special.split(text):
+            ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part)
+        return [*ids[: max_length - 1], EOS]
+
+
+class TextEncoder:
+    """The opened graph ``text_encoder`` with its tokenizer; remembers the last few prompts."""
+
+    def __init__(self, session: Session, tokenizer: Tokenizer, config: TextConfig) -> None:
+        self._session, self._tokenizer, self._config = session, tokenizer, config
+        self._recent: OrderedDict[str, Text] = OrderedDict()
+
+    def encode(self, prompt: str, *, suffix: bool = True) -> Text:
+        """Encode a prompt; ``suffix`` appends `TextConfig.prompt_suffix` unless the prompt holds it already.
+
+        Raises:
+            OptionsError: cleaning leaves no word of the prompt.
+        """
+        caption = clean(prompt, self._config)
+        if not re.search(r"[^\W_]", caption):
+            raise OptionsError(f"prompt is {prompt!r:.80}; no word is left after cleaning (only English is understood)")
+        ending = self._config.prompt_suffix
+        if suffix and ending.strip().lower() not in prompt.lower():
+            caption = clean(prompt + ending, self._config)
+        return self._encoded(caption)
+
+    def null(self) -> Text:
+        """The empty prompt, which the token model's guidance steers away from."""
+        return self._encoded("")
+
+    def _encoded(self, caption: str) -> Text:
+        if caption not in self._recent:
+            ids = np.array([self._tokenizer.encode(caption, self._config.max_length)], np.int64)
+            outputs = self._session.run({"input_ids": ids, "attention_mask": np.ones(ids.shape, np.bool_)})
+            self._recent[caption] = Text(np.asarray(outputs["last_hidden_state"]))
+        self._recent.move_to_end(caption)
+        if len(self._recent) > CACHED_PROMPTS:
+            self._recent.popitem(last=False)
+        return self._recent[caption]
+
+
+def clean(prompt: str, config: TextConfig) -> str:
+    """The prompt as the encoder was trained on it: cleaned twice where the configuration says so."""
+    return clean_caption(clean_caption(prompt)) if config.clean_caption else prompt

@@ -1,0 +1,62 @@
+"""The video autoencoder's two graphs, chunk by chunk: latents to frames, frames to latents (spec 5.6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arlon_rt.backends.session import Session
+from arlon_rt.config import VAEConfig
+
+
+def decoder_frame_index(num_frames: int, config: VAEConfig) -> NDArray[np.int64]:
+    """Which decoded frames of a chunk are real: the last ``num_frames``, after -num_frames mod stride of padding.
+
+    17 frames are 5 latents, which decode to 20 frames: 3 .. 19.
+    """
+    return np.arange(-num_frames % config.time_stride, _padded(num_frames, config), dtype=np.int64)
+
+
+def encoder_frame_index(num_frames: int, config: VAEConfig) -> NDArray[np.int64]:
+    """Which frame stands at each place of a padded chunk: 0 the zero frame, i + 1 frame i; padding comes first."""
+    return np.maximum(np.arange(_padded(num_frames, config), dtype=np.int64) + 1 - -num_frames % config.time_stride, 0)
+
+
+def _padded(num_frames: int, config: VAEConfig) -> int:
+    return math.ceil(num_frames / config.time_stride) * config.time_stride
+
+
+class VAEDecoder:
+    """The opened graph ``vae_decoder``."""
+
+    def __init__(self, session: Session, config: VAEConfig) -> None:
+        self._session, self._config = session, config
+
+    def decode(self, latents: NDArray[np.float32], num_frames: int) -> Iterator[NDArray[np.uint8]]:
+        """Decode latents (1, channel, frame, height, width) that begin a chunk, yielding each chunk's frames.
+
+        Frames are (frame, height, width, 3), RGB; ``num_frames`` says how many the latents stand for.
+        """
+        chunk_latents, chunk_frames = self._config.chunk_latents, self._config.chunk_frames
+        for chunk, first in enumerate(range(0, latents.shape[2], chunk_latents)):
+            frames = min(num_frames - chunk * chunk_frames, chunk_frames)
+            outputs = self._session.run({
+                "latents": np.ascontiguousarray(latents[:, :, first : first + chunk_latents]),
+                "frame_index": decoder_frame_index(frames, self._config),
+            })
+            yield np.asarray(outputs["frames"])
+
+
+class VAEEncoder:
+    """The opened graph ``vae_encoder``."""
+
+    def __init__(self, session: Session, config: VAEConfig) -> None:
+        self._session, self._config = session, config
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Latents (1, channel, frame, height, width), the posterior means of one chunk (frame, height, width, 3)."""
+        index = encoder_frame_index(len(frames), self._config)
+        return np.asarray(self._session.run({"frames": np.ascontiguousarray(frames), "frame_index": index})["latents"])

@@ -1,0 +1,89 @@
+"""Everything that can be wrong with the files of a bundle, found without loading a network (unless asked to)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from arlon_rt.bundle import TOKENIZER, Bundle, contained, digest_chunks, listed_files
+from arlon_rt.errors import ArlonError, BundleError
+from arlon_rt.graphs import graph_specs
+from arlon_rt.manifest import signature_differences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing wrong with a bundle."""
+
+    where: str
+    """A file name, or ``graph.precision``."""
+    message: str
+    severity: Literal["error", "warning"] = "error"
+    """A warning does not keep the bundle from being used."""
+
+
+def verify(
+    bundle: Bundle, *, deep: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Finding]:
+    """Compare the folder with its manifest and the manifest with graphs.py.
+
+    Args:
+        deep: also open every graph in ONNX Runtime and compare its own inputs and outputs with graphs.py.
+        progress: called with (bytes hashed so far, bytes in all).
+    """
+    yield from _verify_files(bundle, progress)
+    yield from _verify_graphs(bundle)
+    if deep:
+        yield from _verify_opened(bundle)
+
+
+def _verify_files(bundle: Bundle, progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
+    files = bundle.manifest.files
+    total = sum(entry.size for entry in files.values())
+    before = 0
+    for name, entry in files.items():
+        try:
+            digest, size = hashlib.sha256(), 0
+            for chunk in digest_chunks(contained(bundle.path, name)):
+                digest.update(chunk)
+                size += len(chunk)
+                if progress:
+                    progress(min(before + size, total), total)
+            before += entry.size
+            if size != entry.size:
+                yield Finding(where=name, message=f"has {size} bytes; the manifest says {entry.size}")
+            elif digest.hexdigest() != entry.sha256:
+                yield Finding(where=name, message=f"has SHA-256 {digest.hexdigest()}; the manifest says {entry.sha256}")
+        except BundleError as error:
+            yield Finding(where=name, message=str(error))
+        except OSError as error:
+            yield Finding(where=name, message=f"cannot be read: {error}")
+    for name in listed_files(bundle.path):
+        if name not in files:
+            yield Finding(where=name, message="is in the folder, but not in the manifest", severity="warning")
+
+
+def _verify_graphs(bundle: Bundle) -> Iterator[Finding]:
+    manifest = bundle.manifest
+    if TOKENIZER not in manifest.files:
+        yield Finding(where=TOKENIZER, message="the manifest lists no tokenizer")
+    for graph, spec in graph_specs(bundle.model).items():
+        if not manifest.graphs.get(graph):
+            yield Finding(where=graph, message="the manifest has no such graph, and this model needs it")
+        for precision, entry in manifest.graphs.get(graph, {}).items():
+            for difference in signature_differences(spec, precision, entry):
+                yield Finding(where=f"{graph}.{precision}", message=difference)
+
+
+def _verify_opened(bundle: Bundle) -> Iterator[Finding]:
+    from arlon_rt.backends.ort import contract_differences
+
+    for graph, precisions in bundle.manifest.graphs.items():
+        for precision in precisions:
+            try:
+                for difference in contract_differences(bundle, graph, precision):
+                    yield Finding(where=f"{graph}.{precision}", message=difference)
+            except ArlonError as error:
+                yield Finding(where=f"{graph}.{precision}", message=str(error))
