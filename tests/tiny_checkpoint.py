@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
-
 from arlon_export.checkpoint import NETWORKS, build_module, write_checkpoint, write_weights
 from arlon_rt.config import (
     ARConfig,
@@ -18,6 +16,7 @@ from arlon_rt.config import (
     VideoConfig,
     VQConfig,
 )
+from torch import nn
 
 DEFAULTS = {
     "num_frames": 17, "num_inference_steps": 2, "guidance_scale": 3.0, "ar_guidance_scale": 1.0,

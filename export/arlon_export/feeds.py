@@ -38,12 +38,6 @@ def derived_sizes(c: ModelConfig, free: Sizes) -> dict[str, int]:
     return sizes
 
 
-def linear_roots(c: ModelConfig) -> dict[str, tuple[str, int]]:
-    """Axes that are a multiple of another: name -> (that axis, factor)."""
-    s = c.vae.space_stride
-    return {"height": ("latent_height", s), "width": ("latent_width", s), "padded_frame": ("chunk", c.vae.time_stride)}
-
-
 def trace_sizes(c: ModelConfig, spec: GraphSpec) -> dict[str, int]:
     """Sizes to trace with; may exceed an axis' maximum where that is 1."""
     return derived_sizes(c, {a.name: max(2, min(_LARGER[a.name], a.max)) for a in spec.axes if a.name in _LARGER})

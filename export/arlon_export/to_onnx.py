@@ -11,7 +11,7 @@ from onnxscript.optimizer import fold_constants_ir
 from torch import Tensor, nn
 from torch.export import Dim
 
-from arlon_export.feeds import linear_roots, numpy_dtype, random_feed, trace_sizes
+from arlon_export.feeds import numpy_dtype, random_feed, trace_sizes
 from arlon_export.wrappers import NAMED, PREFIX, GraphModule
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import GraphSpec, TensorSpec
@@ -38,7 +38,7 @@ def export_graph(c: ModelConfig, spec: GraphSpec, network: nn.Module, *, half: b
         GraphModule(spec, network).eval(),
         tuple(torch.from_numpy(feed[t.name]) for t in spec.inputs),
         dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
-        dynamic_shapes=(_dynamic_shapes(c, spec),),
+        dynamic_shapes=(_dynamic_shapes(spec),),
         input_names=[t.name for t in spec.inputs],
         output_names=[*(t.name for t in spec.outputs), *_named(spec)],
     )
@@ -61,27 +61,15 @@ def _named(spec: GraphSpec) -> list[str]:
     return [NAMED[spec.name]] if spec.name in NAMED else []
 
 
-def _dynamic_shapes(c: ModelConfig, spec: GraphSpec) -> tuple[dict[int, object], ...]:
+def _dynamic_shapes(spec: GraphSpec) -> tuple[dict[int, object], ...]:
     """torch.export's dynamic dimensions of every input.
 
-    Multiples of another axis say so; ``patches``, a product of two rounded halves, is left to the tracer. Upper bounds
-    are those of torch: the graph itself works at any size, and graphs.py holds the range an engine is built for.
+    ``patches``, a product of two rounded halves, is left to the tracer to recognise. Upper bounds are left open: the
+    graph works at any size, and graphs.py holds the range an engine is built for.
     """
-    roots = linear_roots(c)
-    dims: dict[str, object] = {"patches": Dim.DYNAMIC}
-
-    def dim(name: str) -> object:
-        if name not in dims:
-            root, factor = roots.get(name, (name, 1))
-            if factor > 1:
-                base = dim(root)
-                assert isinstance(base, Dim)
-                dims[name] = factor * base
-            else:
-                dims[name] = Dim(name, min=spec.axis(name).min)
-        return dims[name]
-
-    return tuple({i: dim(a) for i, a in enumerate(t.axes) if isinstance(a, str)} for t in spec.inputs)
+    dims: dict[str, object] = {a.name: Dim(a.name, min=a.min) for a in spec.axes}
+    dims["patches"] = Dim.DYNAMIC
+    return tuple({i: dims[a] for i, a in enumerate(t.axes) if isinstance(a, str)} for t in spec.inputs)
 
 
 def _name_weights(model: ir.Model) -> set[str]:
@@ -112,6 +100,8 @@ def _simplify(model: ir.Model, weights: set[str]) -> None:
         passes.IdentityEliminationPass()(model)
         passes.RemoveUnusedNodesPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _drop_zero_biases(model)
+    _drop_whole_slices(model)
     _merge_constants(model, weights)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -121,6 +111,34 @@ def _simplify(model: ir.Model, weights: set[str]) -> None:
     for name, value in model.graph.initializers.items():
         if name in weights:
             value.metadata_props["weight"] = "1"
+
+
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return None if value is None or not value.is_initializer() else value.const_value
+
+
+def _drop_zero_biases(model: ir.Model) -> None:
+    """Take away the constant zeros that stand in for a missing bias.
+
+    onnxscript 0.7.2 gives them the shape (channels, 2) on 3-D convolutions; ONNX Runtime lets that pass, TensorRT may not.
+    """
+    for node in model.graph:
+        if node.op_type == "Conv" and len(node.inputs) == 3:
+            bias = _constant(node.inputs[2])
+            if bias is not None and len(bias.shape) == 2 and not bias.numpy().any():
+                node.resize_inputs(2)
+
+
+def _drop_whole_slices(model: ir.Model) -> None:
+    """Take away slices from 0 to the end in steps of 1, which indexing with None and ... leaves behind."""
+    for node in model.graph:
+        if node.op_type != "Slice" or len(node.inputs) != 5:
+            continue
+        limits = [_constant(node.inputs[i]) for i in (1, 2, 4)]
+        if all(t is not None and t.size == 1 for t in limits):
+            start, end, step = (int(t.numpy().item()) for t in limits if t is not None)
+            if (start, step) == (0, 1) and end >= 2**31 - 1 and not node.outputs[0].is_graph_output():
+                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
 
 
 def _merge_constants(model: ir.Model, weights: set[str]) -> None:

@@ -33,10 +33,10 @@ def clip_of(index: int) -> Clip:
 
 
 def statistics(latents: npt.NDArray[np.floating]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, the autoencoder's shift and scale."""
+    """Mean and standard deviation of each channel, the autoencoder's shift and scale; exact in fp16."""
     x = latents.astype(np.float64)
     axes = (0, 2, 3, 4)
-    return [round(float(v), 4) for v in x.mean(axes)], [round(float(v), 4) for v in x.std(axes)]
+    return [float(np.float16(v)) for v in x.mean(axes)], [float(np.float16(v)) for v in x.std(axes)]
 
 
 @torch.no_grad()

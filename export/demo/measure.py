@@ -19,14 +19,14 @@ MIN_CONTRAST = 30.0
 AREA = (0.02, 0.3)
 """Share of the frame the object covers; training has 0.05 to 0.15."""
 MAX_SPREAD = 0.26
-"""Mean squared distance from the centroid over area: disc 0.16, square 0.17, triangle 0.19, scattered noise above 0.3."""
+"""Mean squared distance from the centroid over area: disc 0.16, square 0.17, triangle 0.19, scattered noise > 0.3."""
 MIN_FRAMES = 0.6
 """Share of the frames that must show one compact object."""
 MAX_COLOUR_DISTANCE = 90.0
 MIN_OVERLAP = 0.6
 """Intersection over union with the ideal shape of equal area."""
 LAG = 8
-"""Frames between two positions compared; the fastest object moves 14 of 64 units meanwhile, so wrapping is unambiguous."""
+"""Frames between two positions compared; the fastest object moves 14 of 64 units meanwhile, so wrapping is no doubt."""
 STILL_BELOW, NORMAL_FROM, FAST_FROM = 0.2, 0.675, 1.25
 """World units a frame; halfway between the classes of the world."""
 
@@ -59,9 +59,10 @@ class _Object:
 def measure(frames: Pixels) -> Measured | None:
     """Measure RGB frames (frame, height, width, 3) of one scene; ``None`` when they show no single object."""
     colours = frames.astype(np.float32)
-    background = np.median(colours[:, ::2, ::2].reshape(len(frames), -1, 3), axis=1)
-    distance = np.linalg.norm(colours - background[:, None, None], axis=-1)
-    contrast = float(np.median(np.quantile(distance.reshape(len(frames), -1), 0.98, axis=1)))
+    background = np.median(colours[:, ::4, ::4].reshape(len(frames), -1, 3), axis=1)
+    difference = colours - background[:, None, None]
+    distance = np.sqrt(np.einsum("fhwc,fhwc->fhw", difference, difference))
+    contrast = float(np.median(np.quantile(distance[:, ::2, ::2].reshape(len(frames), -1), 0.98, axis=1)))
     if contrast < MIN_CONTRAST:
         return None
     seen = _locate(distance > contrast / 2)
@@ -113,7 +114,7 @@ def _wrap(length: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _shape(seen: _Object) -> tuple[Shape | None, float]:
     """The shape whose ideal mask of equal area overlaps best, and its mean intersection over union."""
-    _, height, width = seen.mask.shape
+    height = seen.mask.shape[1]
     area = seen.mask.mean(axis=(1, 2)) * SIDE * SIDE
     overlaps = {}
     for shape in SHAPES:

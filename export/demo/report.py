@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from arlon_rt.errors import ArlonError
 from demo.captions import canonical
 from demo.measure import Measured, measure
 from demo.scene import HELD_OUT, Scene
@@ -139,7 +140,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.prompts < 1:
         parser.error(f"--prompts is {args.prompts}; it must be 1 or more")
-    runs = _generate_all(args)
+    try:
+        runs = _generate_all(args)
+    except ArlonError as error:
+        parser.exit(2, f"{error}\n")
     Console().print(table(runs))
     if args.json:
         write_json(args.json, runs, {"seed": args.seed, "num_frames": args.num_frames, "device": args.device})

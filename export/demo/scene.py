@@ -54,7 +54,7 @@ class Combination(NamedTuple):
 
 
 def _is_held_out(colour: int, shape: int, direction: int) -> bool:
-    """Nine of the 72 moving combinations: each shape thrice, each colour once or twice, each direction two or three times.
+    """Nine of the 72 that move: each shape three times, each colour once or twice, each direction two or three times.
 
     No pair of attributes is held out twice, so each pair is seen in training.
     """

@@ -1,6 +1,7 @@
 """Stage 1, `python -m demo.train_autoencoder`: the video autoencoder, 2-D first, then the temporal part.
 
-In the second phase the 2-D encoder rests. A chunk's first frame and a few others are decoded to pixels; the causal padding leaves the first
+In the second phase the 2-D encoder rests, and at its start the 2-D decoder too: what a new temporal decoder gives it
+would spoil it. A chunk's first frame and a few others are decoded to pixels; the causal padding leaves the first
 frames the least context, so they are in every batch.
 """
 
@@ -58,6 +59,8 @@ class AutoencoderLoss:
 
     def __call__(self, step: int) -> Losses:
         draw = rng(self.schedule.seed, step)
+        temporal_steps = step - self.extra["frame_steps"]
+        self.vae.spatial_vae.module.decoder.requires_grad_(not 0 <= temporal_steps < self.extra["alone_steps"])
         return self.frames(draw) if step < self.extra["frame_steps"] else self.chunks(draw)
 
     def frames(self, draw: np.random.Generator) -> Losses:

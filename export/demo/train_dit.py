@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from arlon_export.modules.stdit3 import STDiT3
 from arlon_rt.config import FlowConfig
 from arlon_rt.flow import timesteps
+from arlon_rt.pipeline import IMAGE_FPS
 from demo.config import VIDEO, dit_config, injection_config, vq_config
 from demo.latents import CHUNK_LATENTS, CLIP_LATENTS, LatentPool
 from demo.train_vq import HELD_BACK
@@ -127,7 +128,8 @@ class DiTLoss:
         rows = torch.ones(len(times), device=self.device)
         features = None if coarse is None else self.model.semantic(coarse)
         out = self.model.velocity(
-            latents, times, text, text_mask, mask, rows * VIDEO.fps, rows * VIDEO.height, rows * VIDEO.width, features, null,
+            latents, times, text, text_mask, mask,
+            rows * (IMAGE_FPS if window.length == 1 else VIDEO.fps), rows * VIDEO.height, rows * VIDEO.width, features, null,
         )[:, :data.shape[1]]
         error = (out - (data - noise)).square() * made
         return error.sum() / (made.sum() * data[0, :, 0].numel()).clamp(min=1)

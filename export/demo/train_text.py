@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arlon_export.modules.t5 import T5Encoder
+from arlon_rt.captions import clean_caption
 from arlon_rt.text import Tokenizer
 from demo.captions import caption, corpus
 from demo.config import text_config
@@ -35,9 +37,15 @@ def train_vocabulary(path: Path, size: int, captions: int) -> None:
     path.write_bytes(model.getvalue())
 
 
+@functools.lru_cache(maxsize=100_000)
+def token_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Ids of a caption, cleaned as the runtime cleans prompts; "" stays empty."""
+    return tuple(tokenizer.encode(clean_caption(clean_caption(text)) if text else "", text_config().max_length))
+
+
 def token_batch(tokenizer: Tokenizer, captions: list[str], device: str) -> tuple[Tensor, Tensor]:
     """Ids (batch, longest) padded with 0 on the right, and the mask of valid ones."""
-    rows = [torch.from_numpy(np.asarray(tokenizer.encode(c))) for c in captions]
+    rows = [torch.tensor(token_ids(tokenizer, c)) for c in captions]
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(r) for r in rows])
     return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     vocabulary = args.out / "tokenizer.model"
     if not vocabulary.is_file():
         train_vocabulary(vocabulary, text_config().vocab_size, recipe.tables["training"]["vocabulary_captions"])
-    tokenizer = Tokenizer(vocabulary, text_config())
+    tokenizer = Tokenizer(vocabulary, text_config().vocab_size)
     model = TextWithHeads()
 
     def losses(step: int) -> Losses:
@@ -95,7 +103,7 @@ def load_text_encoder(out: Path, device: str) -> tuple[Tokenizer, T5Encoder]:
 
     model = load_averaged(out, "text", TextWithHeads(), device)
     assert isinstance(model, TextWithHeads)
-    return Tokenizer(out / "tokenizer.model", text_config()), model.t5
+    return Tokenizer(out / "tokenizer.model", text_config().vocab_size), model.t5
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The token model: writes the grid of codes token by token, in a key/value cache that slides over long video (spec 3)."""
+"""The token model: writes the grid of codes token by token, its cache sliding over long video (spec 3)."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def grid_positions(
 class TokenModel:
     """The opened graphs ``ar_prefix`` and ``ar_step``."""
 
-    def __init__(self, prefix: Session, step: Session, config: ARConfig, dtype: np.dtype[Any]) -> None:
-        self.prefix, self.step, self.config, self.dtype = prefix, step, config, dtype
+    def __init__(self, prefix: Session, step: Session, config: ARConfig) -> None:
+        self.prefix, self.step, self.config = prefix, step, config
 
     def start(self, height: int, width: int, sampling: Sampling) -> TokenStream:
         """A new, empty token grid with code-frames of ``height`` x ``width``.
@@ -111,6 +111,11 @@ class TokenStream:
         return tokens.reshape(1, len(code_frames), self._height, self._width)
 
     @property
+    def guided(self) -> bool:
+        """Whether `extend` takes a null prompt after the prompt."""
+        return self._sampling.guidance_scale != 1
+
+    @property
     def _written(self) -> int:
         return self._dropped + len(self._codes)
 
@@ -123,15 +128,15 @@ class TokenStream:
         self._capacity = min(config.grid[0], (config.max_length - hidden.shape[1]) // self._area)
         if self._capacity < 1:
             raise OptionsError(
-                f"the prompt is {hidden.shape[1]} tokens long; with {self._area} codes a code-frame this bundle's token "
-                f"model has room for {max(config.max_length - self._area, 0)}; shorten it or make the video smaller"
+                f"the prompt is {hidden.shape[1]} tokens long; with {self._area} codes a code-frame the token model "
+                f"has room for {max(config.max_length - self._area, 0)}; shorten it or make the video smaller"
             )
         shape = (len(texts), config.num_heads, config.max_length, config.head_dim)
         caches = self._caches or {
-            f"{kind}_{layer}": np.zeros(shape, self._model.dtype)
+            f"{kind}_{layer}": np.zeros(shape, self._model.step.float_dtype)
             for layer in range(config.num_layers) for kind in ("key", "value")
         }
-        self._run(self._model.prefix, {"last_hidden_state": hidden.astype(self._model.dtype, copy=False)}, caches)
+        self._run(self._model.prefix, {"last_hidden_state": hidden}, caches)
         self._open_window()
 
     def _open_window(self) -> None:
@@ -145,7 +150,7 @@ class TokenStream:
         config, sampling = self._model.config, self._sampling
         codes = self._codes[self._window + max(self._fed - 1, 0) - self._dropped :]
         tokens = codes if self._fed else [config.bos, *codes]
-        feed = {
+        feed: dict[str, NDArray[Any]] = {
             "tokens": np.array([tokens], np.int64),
             "grid": grid_positions(self._fed, len(tokens), self._height, self._width, config.position_of),
             "write_index": self._lengths + self._fed,

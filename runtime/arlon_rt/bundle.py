@@ -162,6 +162,7 @@ def write_manifest(
     model: ModelConfig,
     defaults: Mapping[str, Any],
     graphs: Mapping[str, Mapping[str, GraphEntry]],
+    parameters: Mapping[str, int] | None = None,
     provenance: Mapping[str, Any] | None = None,
     licence: str = "Apache-2.0",
 ) -> Manifest:
@@ -173,7 +174,7 @@ def write_manifest(
     files = {name: _entry(contained(folder, name)) for name in listed_files(folder)}
     manifest = Manifest(
         arlon_rt=installed_version(), model=model, defaults=defaults, provenance=provenance or {}, licence=licence,
-        files=files, graphs=graphs,
+        parameters=parameters or {}, files=files, graphs=graphs,
     )
     check(manifest)
     content = serialize(manifest)
@@ -204,12 +205,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def installed_version() -> str:
-    """Version of the installed distribution; ``"0+source"`` when the package runs from a source folder alone."""
+def installed_version(distribution: str = "arlon-rt") -> str:
+    """Version of an installed distribution; ``"0+source"`` when it runs from a source folder alone."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version("arlon-rt")
+        return version(distribution)
     except PackageNotFoundError:
         return "0+source"
 

@@ -110,7 +110,8 @@ def _missing(name: str, error: ModuleNotFoundError) -> Exception:
     if plugin is None or (error.name or "").startswith("arlon_"):
         return error
     extra = plugin.module.partition(".")[0].removeprefix("arlon_")
-    return MissingExtraError(f"{name} needs {error.name}, which is not installed: pip install '{DISTRIBUTION}[{extra}]'")
+    command = f"pip install '{DISTRIBUTION}[{extra}]'"
+    return MissingExtraError(f"{name} needs {error.name}, which is not installed: {command}")
 
 
 def _help() -> str:

@@ -47,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fps", type=float, metavar="F", help="frames a second")
     group.add_argument("--seed", type=int, metavar="N", help="the same seed makes the same video")
     group.add_argument(
-        "--steps", type=int, dest="num_inference_steps", metavar="N", help="denoising steps; fewer is faster"
+        "--steps", "--num-inference-steps", type=int, dest="num_inference_steps", metavar="N",
+        help="denoising steps; fewer is faster",
     )
     group.add_argument(
         "--guidance-scale", type=float, metavar="X", help="how closely frames follow the prompt; 1 is off"

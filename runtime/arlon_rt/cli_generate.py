@@ -8,6 +8,7 @@ import dataclasses
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,10 +17,10 @@ from arlon_rt.bundle import Bundle, installed_version
 from arlon_rt.cli_arguments import add_backend, add_options, add_prompts, open_bundle, read_options, read_prompts
 from arlon_rt.cli_progress import Display, choose, print_json
 from arlon_rt.errors import ArlonError, Cancelled
+from arlon_rt.events import Event, Progress
 from arlon_rt.options import GenerateOptions, Timeline
 
 if TYPE_CHECKING:
-    from arlon_rt.events import Event
     from arlon_rt.pipeline import Pipeline
 
 
@@ -29,6 +30,7 @@ class Generate:
     help = "Make a video from a prompt. Frames are written as they are made; Ctrl-C leaves a file that plays."
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.usage = "%(prog)s PROMPT -o FILE.mp4 [options]"
         add_prompts(parser)
         parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.mp4", help="the video to write")
         add_options(parser)
@@ -115,7 +117,7 @@ class Recording:
         self.resolved = options.resolved(bundle)
         self._began = self._loaded = self._ended = time.perf_counter()
 
-    def record(self, pipeline: Pipeline, on_event: object) -> None:
+    def record(self, pipeline: Pipeline, on_event: Callable[[Event], None]) -> None:
         """Write each chunk as it is made. The file is opened at the first one, whose size it takes."""
         from arlon_rt.video import VideoWriter
 
@@ -130,7 +132,9 @@ class Recording:
                             self.path, fps=self.resolved.fps, height=height, width=width, metadata=self.metadata()
                         ))
                     writer.write(chunk.frames)
-                    self.num_frames = writer.frames_written
+                    self.num_frames = done = writer.frames_written
+                    total = self.resolved.num_frames
+                    on_event(Progress(stage="video", segment=chunk.segment, done=done, total=total))
         finally:
             self._ended = time.perf_counter()
 

@@ -10,7 +10,7 @@ import time
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from arlon_rt.events import ChunkReady, Event, Progress, Started
+from arlon_rt.events import Event, Progress, Started
 
 WORDS = {
     "text": "reading the prompt", "ar": "drafting tokens", "vq": "decoding the draft", "dit": "denoising",
@@ -38,13 +38,12 @@ class StageClock:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def note(self, event: Event) -> float:
-        """Book the time since the last event and return it."""
+    def note(self, event: Event) -> None:
+        """Book the time since the last event."""
         now = time.perf_counter()
         elapsed, self._last = now - self._last, now
         if isinstance(event, Progress):
             self.seconds[event.stage] = self.seconds.get(event.stage, 0.0) + elapsed
-        return elapsed
 
 
 class Quiet:
@@ -75,20 +74,16 @@ class Lines(Quiet):
     def __init__(self) -> None:
         self._segments = 1
         self._clock = StageClock()
-        self._stage_seconds = 0.0
 
     def show(self, event: Event) -> None:
-        elapsed = self._clock.note(event)
+        self._clock.note(event)
         if isinstance(event, Started):
             self._segments = event.segments
             print(describe_start(event), file=sys.stderr, flush=True)
-        if not isinstance(event, Progress):
-            return
-        self._stage_seconds += elapsed
-        if event.done >= event.total:
+        elif isinstance(event, Progress) and event.done >= event.total:
             place, count = f"segment {event.segment + 1}/{self._segments}", f"{event.done}/{event.total}"
-            print(f"{place}: {WORDS[event.stage]} {count} ({self._stage_seconds:.1f} s)", file=sys.stderr, flush=True)
-            self._stage_seconds = 0.0
+            seconds = self._clock.seconds.pop(event.stage)
+            print(f"{place}: {WORDS[event.stage]} {count} ({seconds:.1f} s)", file=sys.stderr, flush=True)
 
 
 class Terminal:
@@ -118,8 +113,8 @@ class Terminal:
         if isinstance(event, Started):
             self._segments = event.segments
             self._bars.update(self._frames, total=event.num_frames)
-        elif isinstance(event, ChunkReady):
-            self._bars.update(self._frames, completed=event.index + event.num_frames)
+        elif isinstance(event, Progress) and event.stage == "video":
+            self._bars.update(self._frames, completed=event.done)
         elif isinstance(event, Progress):
             if (event.segment, event.stage) != self._current:
                 self._current = (event.segment, event.stage)

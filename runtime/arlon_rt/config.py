@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -206,6 +207,11 @@ def from_json(cls: type[T], value: Any, where: str = "model") -> T:
     return typing.cast(T, _build(cls, value, where))
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _build(kind: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -223,7 +229,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise BundleError(f"{where} is {value!r:.80}; an object is expected")
         fields = {f.name: f for f in dataclasses.fields(kind)}
-        hints = typing.get_type_hints(kind)
+        hints = _hints(typing.cast(type, kind))
         for name in value:
             if name not in fields:
                 raise BundleError(f"{where}.{name} is not a field this version knows ({', '.join(fields)})")

@@ -1,4 +1,4 @@
-"""The diffusion transformer: noise becomes latents in a few steps, guided by text and coarse latents (spec 4, 5.3, 5.7)."""
+"""The diffusion transformer: noise becomes latents in a few steps, guided by text and coarse latents (spec 4, 5)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from arlon_rt.backends.session import Handle, Session
 from arlon_rt.config import ModelConfig
+from arlon_rt.errors import BackendError
 from arlon_rt.flow import Step
 from arlon_rt.prompts import Text, guidance_weights, stacked
 from arlon_rt.tables import position_table, rotary_tables
@@ -50,7 +51,13 @@ def denoise(
         }, hold=["latents_out"])
         state = outputs["latents_out"]
         on_step(index + 1, len(steps))
-    return state.numpy() if isinstance(state, Handle) else state
+    return _finite(state if isinstance(state, np.ndarray) else state.numpy())
+
+
+def _finite(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not np.isfinite(latents).all():
+        raise BackendError("dit made latents that are not finite numbers; open the pipeline with precision='fp32'")
+    return latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +77,12 @@ class Denoiser:
     """The opened graphs ``caption``, ``semantic`` (with injection) and ``dit``."""
 
     def __init__(
-        self, caption: Session, semantic: Session | None, dit: Session, model: ModelConfig,
-        dtype: np.dtype[Any], published_tables: bool = False,
+        self, caption: Session, semantic: Session | None, dit: Session, model: ModelConfig, *,
+        published_tables: bool = False,
     ) -> None:
         """``published_tables``: position and rotary tables as the published bf16 run had them (spec 5.4)."""
         self.caption, self.semantic, self.dit, self.model = caption, semantic, dit, model
-        self.dtype, self.published_tables = dtype, published_tables
+        self.published_tables = published_tables
 
     def start(self, view: View) -> Denoising:
         """The state of one video: everything that segments share."""
@@ -124,7 +131,7 @@ class Denoising:
             guided = self._view.guidance_scale != 1
             hidden, mask = stacked([text, negative or text] if guided else [text])
             outputs = self._denoiser.caption.run({
-                "last_hidden_state": hidden.astype(self._denoiser.dtype, copy=False),
+                "last_hidden_state": hidden,
                 # Open-Sora cuts its null caption to the prompt's length (spec 5.3): the prompt's row lends its mask
                 "use_null": np.array([False, negative is None][: len(hidden)]),
             }, hold=["caption_kv"])
@@ -141,4 +148,4 @@ class Denoising:
         if coarse is not None:
             return {"features": semantic.run({"coarse": coarse}, hold=["features"])["features"]}
         shape = len(injection.layers), 1, frames, math.prod(self._patches), 3 * self._denoiser.model.dit.hidden_size
-        return {"features": np.zeros(shape, self._denoiser.dtype)}
+        return {"features": np.zeros(shape, self._denoiser.dit.float_dtype)}

@@ -1,4 +1,4 @@
-"""The rectified flow's arithmetic: which timesteps, how far each step goes, which latent frames take part (spec 5.7)."""
+"""The rectified flow's arithmetic: which timesteps, how far each step goes, which frames take part (spec 5.7)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from arlon_rt.config import FlowConfig
 # The transform's reference: 512 x 512 pixels, and 5 latents for each 17 frames.
 BASE_AREA = 512 * 512
 FRAMES_OF_CHUNK, LATENTS_OF_CHUNK = 17, 5
+PUBLISHED = FlowConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,9 @@ class Step:
 def timesteps(n: int, height: int, width: int, frames: int, flow: FlowConfig) -> NDArray[np.float64]:
     """Timesteps (step,) of ``n`` steps, falling from ``num_timesteps`` (spec 5.7).
 
-    tau_i = 1 - i/n;  t_i = 1000 r tau_i / (1 + (r-1) tau_i)  with  r = sqrt(height width / 512^2) sqrt(5 floor(frames/17)),
-    the second factor 1 for an image: larger and longer videos spend more of their steps on strong noise.
+    tau_i = 1 - i/n;  t_i = 1000 r tau_i / (1 + (r-1) tau_i)  with
+    r = sqrt(height width / 512^2) sqrt(5 floor(frames/17)),  the second factor 1 for an image:
+    larger and longer videos spend more of their steps on strong noise.
     ``height`` and ``width`` are in pixels, as asked for.
     """
     tau = 1 - np.arange(n) / n
@@ -46,7 +48,7 @@ def timesteps(n: int, height: int, width: int, frames: int, flow: FlowConfig) ->
 
 
 def schedule(
-    timesteps: Sequence[float] | NDArray[np.floating], mask: NDArray[np.floating], flow: FlowConfig = FlowConfig()
+    timesteps: Sequence[float] | NDArray[np.floating], mask: NDArray[np.floating], flow: FlowConfig = PUBLISHED
 ) -> list[Step]:
     """The steps of one segment (spec 5.7).
 

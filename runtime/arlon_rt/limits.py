@@ -39,7 +39,7 @@ def check_model(c: ModelConfig) -> None:
 
 
 def _check_sizes(value: Any, where: str) -> None:
-    """Walk the configuration: integers 1..MAX_SIZE, lists 1..64 entries; floats are checked by `_rules`."""
+    """Walk the configuration: integers 1..MAX_SIZE, lists 1..MAX_DEPTH entries; floats are checked by `_rules`."""
     if dataclasses.is_dataclass(value):
         for f in dataclasses.fields(value):
             _check_sizes(getattr(value, f.name), f"{where}.{f.name}")
@@ -52,7 +52,7 @@ def _check_sizes(value: Any, where: str) -> None:
         smallest = 0 if where.startswith("model.injection.layers") else 1
         largest = MAX_DEPTH if where.rpartition(".")[2] in _COUNTS else MAX_SIZE
         if not smallest <= value <= largest:
-            raise BundleError(f"{where} is {value:.6g}; it must be {smallest}..{largest}")
+            raise BundleError(f"{where} is {value!s:.24}; it must be {smallest}..{largest}")
 
 
 def _rules(c: ModelConfig) -> list[tuple[bool, str]]:

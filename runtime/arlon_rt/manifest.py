@@ -73,6 +73,8 @@ class Manifest:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: free-form JSON, shown by ``arlon-rt inspect``."""
     licence: str = "Apache-2.0"
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    """Weights of each network (``text``, ``ar``, ``vq``, ``dit``, ``vae``)."""
     files: Mapping[str, FileEntry]
     graphs: Mapping[str, Mapping[str, GraphEntry]]
     """graph name -> precision -> entry."""
@@ -114,10 +116,15 @@ def check(manifest: Manifest) -> None:
     check_names(manifest.files)
     for name, entry in manifest.files.items():
         if not 0 <= entry.size <= MAX_FILE_BYTES:
-            raise BundleError(f"manifest.files.{name}.size is {entry.size}; it must be 0..{MAX_FILE_BYTES}")
+            raise BundleError(f"manifest.files.{name}.size is {entry.size!s:.24}; it must be 0..{MAX_FILE_BYTES}")
         if not _SHA256.fullmatch(entry.sha256):
             raise BundleError(f"manifest.files.{name}.sha256 is {entry.sha256!r:.80}; 64 hexadecimal digits expected")
     known = graph_specs(manifest.model)
+    networks = {spec.network for spec in known.values()}
+    for network, count in manifest.parameters.items():
+        if network not in networks or count < 0:
+            known_networks = ", ".join(sorted(networks))
+            raise BundleError(f"manifest.parameters.{network} is {count!s:.24}; networks are {known_networks}")
     for graph, precisions in manifest.graphs.items():
         if graph not in known:
             raise BundleError(f"manifest.graphs has {graph!r:.80}; this model has {', '.join(known)}")
@@ -193,7 +200,7 @@ def _check_format(tree: Any) -> None:
         raise BundleError(f"manifest.format is {found!r:.80}; the integer {FORMAT} is expected")
     if found != FORMAT:
         way_out = "upgrade arlon-rt to read it" if found > FORMAT else "export the bundle again"
-        raise BundleError(f"manifest.format is {found}; this version reads {FORMAT}: {way_out}")
+        raise BundleError(f"manifest.format is {found!s:.24}; this version reads {FORMAT}: {way_out}")
 
 
 def _check_defaults(manifest: Manifest) -> None:
@@ -216,4 +223,7 @@ def _check_graph(where: str, precision: str, entry: GraphEntry, files: Mapping[s
         raise BundleError(f"{where}.file is {entry.file}; a name that ends in .onnx is expected")
     for name, count in (("flops", entry.flops), ("bytes", entry.bytes)):
         if not 0 <= count <= 1 << 62:
-            raise BundleError(f"{where}.{name} is {count}; a count of 0 or more is expected")
+            raise BundleError(f"{where}.{name} is {count!s:.24}; a count of 0 or more is expected")
+    for tensor, _, axes in (*entry.inputs, *entry.outputs):
+        if any(isinstance(axis, int) and not 1 <= axis <= limits.MAX_SIZE for axis in axes):
+            raise BundleError(f"{where}: {tensor!r:.80} has the axes {axes!s:.80}; sizes are 1..{limits.MAX_SIZE}")

@@ -1,4 +1,4 @@
-"""All randomness of a generation: Philox streams named by what they are for (design: a seed means the same everywhere)."""
+"""All randomness of a generation: Philox streams on the host, so that a seed means the same on every backend."""
 
 from __future__ import annotations
 

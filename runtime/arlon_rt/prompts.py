@@ -19,7 +19,7 @@ class Text:
 
     @property
     def length(self) -> int:
-        return self.hidden.shape[1]
+        return int(self.hidden.shape[1])
 
 
 def stacked(texts: Sequence[Text]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

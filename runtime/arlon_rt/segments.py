@@ -71,5 +71,5 @@ def _chunks(model: ModelConfig, name: str) -> int:
     frames: int = getattr(model.video, name)
     chunks, rest = divmod(frames, model.vae.chunk_frames)
     if rest:
-        raise BundleError(f"video.{name} is {frames}; it must be a multiple of vae.chunk_frames ({model.vae.chunk_frames})")
+        raise BundleError(f"video.{name} is {frames}; it must be a multiple of vae.chunk_frames")
     return chunks

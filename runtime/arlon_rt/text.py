@@ -63,13 +63,22 @@ class TextEncoder:
         Raises:
             OptionsError: cleaning leaves no word of the prompt.
         """
-        caption = clean(prompt, self._config)
-        if not re.search(r"[^\W_]", caption):
-            raise OptionsError(f"prompt is {prompt!r:.80}; no word is left after cleaning (only English is understood)")
+        caption = self.caption(prompt)
         ending = self._config.prompt_suffix
         if suffix and ending.strip().lower() not in prompt.lower():
-            caption = clean(prompt + ending, self._config)
+            caption = self.caption(prompt + ending)
         return self._encoded(caption)
+
+    def caption(self, prompt: str) -> str:
+        """The prompt as the encoder was trained on it: cleaned twice where the configuration says so.
+
+        Raises:
+            OptionsError: no word is left.
+        """
+        caption = clean_caption(clean_caption(prompt)) if self._config.clean_caption else prompt
+        if not re.search(r"[^\W_]", caption):
+            raise OptionsError(f"prompt is {prompt!r:.80}; no word is left after cleaning (only English is understood)")
+        return caption
 
     def null(self) -> Text:
         """The empty prompt, which the token model's guidance steers away from."""
@@ -84,8 +93,3 @@ class TextEncoder:
         if len(self._recent) > CACHED_PROMPTS:
             self._recent.popitem(last=False)
         return self._recent[caption]
-
-
-def clean(prompt: str, config: TextConfig) -> str:
-    """The prompt as the encoder was trained on it: cleaned twice where the configuration says so."""
-    return clean_caption(clean_caption(prompt)) if config.clean_caption else prompt

@@ -77,7 +77,8 @@ def test_a_shape_that_leaves_on_one_side_enters_on_the_other():
     assert at_border[32, 0].tolist() == at_border[32, 63].tolist() == [200, 0, 0]
 
 
-@pytest.mark.parametrize(("direction", "axis", "shift"), [("right", 2, 4), ("left", 2, -4), ("down", 1, 4), ("up", 1, -4)])
+@pytest.mark.parametrize(("direction", "axis", "shift"),
+                         [("right", 2, 4), ("left", 2, -4), ("down", 1, 4), ("up", 1, -4)])
 def test_motion_shifts_the_picture_around_the_torus(direction: str, axis: int, shift: int):
     frames = render(square(direction=direction, x=60.5, y=60.5), 69)
     np.testing.assert_array_equal(frames[4:5], np.roll(frames[:1], shift, axis=axis))
@@ -135,8 +136,7 @@ def test_captions_never_contradict_the_scene_and_leave_only_the_background_unsai
     for _ in range(2000):
         scene = sample_scene(rng)
         text = caption(scene, rng)
-        assert read(text, "colour") - {"white"} <= {scene.colour}, text
-        assert scene.colour in read(text, "colour"), text
+        assert read(text, "colour") == {scene.colour}, text
         assert read(text, "shape") == {scene.shape}, text
         assert read(text, "direction") == {scene.direction}, text
         assert read(text, "speed") == ({scene.speed} - {"normal"}), text
@@ -152,7 +152,8 @@ def test_the_canonical_caption_reads_as_the_readme_says():
 
 def test_an_unsaid_background_is_most_often_black():
     rng = np.random.default_rng(4)
-    unsaid = Counter(s.background for s in (sample_scene(rng) for _ in range(3000)) if "background" not in caption(s, rng))
+    scenes = [sample_scene(rng) for _ in range(3000)]
+    unsaid = Counter(s.background for s in scenes if "background" not in caption(s, rng))
     assert unsaid["black"] > 2 * (unsaid["gray"] + unsaid["brown"])
     assert set(unsaid) == set(UNSAID)
 
@@ -168,10 +169,10 @@ def test_the_corpus_holds_every_word_a_canonical_caption_uses():
 def test_a_segment_of_two_windows_renders_in_milliseconds():
     scene = square(shape="circle")
     best = min(_seconds(lambda: render(scene, 136)) for _ in range(5))
-    assert best < 0.05, "3 ms on an idle core; ten times that is a regression, not noise"
+    assert best < 0.05  # of processor time; 3 ms is usual
 
 
 def _seconds(work):
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start

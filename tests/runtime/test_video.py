@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+
 from arlon_rt.errors import Cancelled, OptionsError, OutputError
 from arlon_rt.video import VideoWriter, check_writable, part_of, read_video
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from arlon_rt.config import ARConfig
 from torch import Tensor, nn
+
+from arlon_rt.config import ARConfig
 
 
 def sample(

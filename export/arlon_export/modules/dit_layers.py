@@ -84,6 +84,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
 
 
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(batch, token, head * head_dim) -> (batch, head, token, head_dim)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
 def merge_heads(x: Tensor) -> Tensor:
     """(batch, head, token, head_dim) -> (batch, token, head * head_dim)."""
     return x.transpose(1, 2).flatten(2)
@@ -101,7 +106,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(size, size)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
         query, key = self.q_norm(query), self.k_norm(key)
         if rotary is not None:
             query, key = rotate(query, *rotary), rotate(key, *rotary)
@@ -126,8 +131,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, caption_kv: Tensor, text_mask: Tensor) -> Tensor:
         """x (batch, token, size), caption_kv as `keys_values` gives it, text_mask (batch, prompt) bool -> as x."""
-        query = self.q_linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        key, value = caption_kv.unbind(0)
+        query = split_heads(self.q_linear(x), self.num_heads)
+        key, value = caption_kv[0], caption_kv[1]
         # ONNX Runtime's Attention does not broadcast a mask over queries.
         mask = text_mask[:, None, None, :].expand(-1, -1, x.shape[1], -1)
         y: Tensor = self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)))
@@ -159,14 +164,14 @@ class Block(nn.Module):
 
         Args:
             x: (batch, frame, patch, size).
-            modulation: (batch or 1, frame, 1, 6 * size).
+            modulation: (batch or 1, frame, 6, size): shift, scale and gate of the attention, then of the MLP.
             caption_kv: (2, batch, head, prompt, head_dim).
             text_mask: (batch, prompt) bool.
             rotary: cosines and sines, each (frame, head_dim / 2); read by temporal blocks.
             features: (batch or 1, frame, patch, 3 * size) of an injected block, or None.
         """
-        table = modulation.unflatten(-1, (6, -1)) + self.scale_shift_table
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.unbind(-2)
+        table = modulation + self.scale_shift_table
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=-2)
         branch = gate_msa * self._attend(modulate(x, shift_msa, scale_msa), rotary)
         x = x + (branch if features is None else inject(branch, features))
         x = x + self.cross_attn(x.flatten(1, 2), caption_kv, text_mask).reshape(x.shape)
@@ -193,6 +198,6 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (batch, frame, patch, size), time (batch or 1, frame, 1, size) -> (batch, frame, patch, patch values)."""
-        shift, scale = (time[..., None, :] + self.scale_shift_table).unbind(-2)
+        shift, scale = (time + self.scale_shift_table).chunk(2, dim=-2)
         y: Tensor = self.linear(modulate(x, shift, scale))
         return y

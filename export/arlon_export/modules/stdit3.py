@@ -176,16 +176,16 @@ class STDiT3(nn.Module):
         return self._unpatchify(self.final_layer(x, time), height, width).float()
 
     def _times(self, timestep: Tensor, fps: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Time vectors of every frame: (row, frame, 1, size) for the final layer, (row, frame, 1, 6 * size) for blocks.
+        """Time vectors of every frame: (row, frame, 1, size) for the final layer, (row, frame, 6, size) for blocks.
 
         A row has two times, 0 for its kept frames and its timestep for the others; each frame gathers its own.
         """
         both = torch.stack([torch.zeros_like(timestep), timestep], dim=1).flatten()
         time = self.t_embedder(both) + self.fps_embedder(fps).repeat_interleave(2, dim=0)
-        modulation = self.t_block(time)
+        modulation = self.t_block(time).unflatten(-1, (6, -1))
         first = 2 * torch.arange(timestep.shape[0], device=timestep.device)
         pick = first[:, None] + frame_mask.long()
-        return time[pick][:, :, None], modulation[pick][:, :, None]
+        return time[pick][:, :, None], modulation[pick]
 
     def _blocks(self) -> list[Block]:
         pairs = zip(self.spatial_blocks, self.temporal_blocks, strict=True)
@@ -195,7 +195,8 @@ class STDiT3(nn.Module):
         """Zeros at the right and bottom, up to whole patches."""
         _, patch_height, patch_width = self.config.patch_size
         height, width = latents.shape[3:]
-        return F.pad(latents, (0, -width % patch_width, 0, -height % patch_height))
+        rows, columns = self._grid(height, width)
+        return F.pad(latents, (0, columns * patch_width - width, 0, rows * patch_height - height))
 
     def _unpatchify(self, values: Tensor, height: int, width: int) -> Tensor:
         """(batch, frame, patch, row * column * channel of a patch) -> (batch, channel, frame, height, width)."""
@@ -204,9 +205,9 @@ class STDiT3(nn.Module):
         return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)[..., :height, :width]
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """Patches along each side, begun ones included."""
+        """Patches along each side, begun ones included (no negative numbers: ONNX's integer division truncates)."""
         _, patch_height, patch_width = self.config.patch_size
-        return -(-height // patch_height), -(-width // patch_width)
+        return (height + patch_height - 1) // patch_height, (width + patch_width - 1) // patch_width
 
 
 @functools.lru_cache(maxsize=64)

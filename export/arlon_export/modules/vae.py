@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from arlon_rt.config import VAEConfig
 from torch import Tensor, nn
 
 from arlon_export.modules.vae_spatial import Moments, SpatialVAE
 from arlon_export.modules.vae_temporal import TemporalVAE
+from arlon_rt.config import VAEConfig
 
 
 def padding_frames(num_frames: int, stride: int) -> int:

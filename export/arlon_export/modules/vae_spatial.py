@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from arlon_rt.config import VAEConfig
 from torch import Tensor, nn
+
+from arlon_rt.config import VAEConfig
 
 EPSILON = 1e-6
 

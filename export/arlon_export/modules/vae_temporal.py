@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 import torch.nn.functional as F
-from arlon_rt.config import VAEConfig
 from torch import Tensor, nn
 
 from arlon_export.modules.vae_spatial import Moments
+from arlon_rt.config import VAEConfig
 
 
 class CausalConv3d(nn.Module):

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from arlon_rt.config import VQConfig
 from torch import Tensor, nn
+
+from arlon_rt.config import VQConfig
 
 COMMITMENT_WEIGHT = 0.25
 DECAY = 0.99

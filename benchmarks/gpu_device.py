@@ -1,0 +1,156 @@
+"""Where a benchmark runs: one small class for CUDA and one for the CPU, and the two ceilings measured on either."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+
+Call = Callable[[], object]
+
+
+class Device(Protocol):
+    """What differs between devices; everything else of the benchmark is shared."""
+
+    name: str
+    """``"cpu"`` or ``"cuda"``, as torch and arlon-rt both call it."""
+    inductor: str
+    """The backend that torch.compile gets."""
+
+    def describe(self) -> dict[str, str]: ...
+
+    def milliseconds(self, call: Call) -> float:
+        """Time of one call, with everything it started finished."""
+
+    def providers(self, cuda_graph: bool) -> list[Any]:
+        """Execution providers of an ONNX Runtime session."""
+
+    def exact_float32(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, float32 products and convolutions of torch are float32 (elsewhere TF32 where there is TF32)."""
+
+    def release(self) -> None:
+        """Give cached memory back, so that torch and ONNX Runtime do not starve each other."""
+
+
+class CpuDevice:
+    """Timed by perf_counter; used by ``--smoke``."""
+
+    name = "cpu"
+    inductor = "aot_eager"  # the tracing of torch.compile without a C++ compiler run a graph
+
+    def describe(self) -> dict[str, str]:
+        return {"device": platform.processor() or platform.machine(), "threads": str(torch.get_num_threads())}
+
+    def milliseconds(self, call: Call) -> float:
+        began = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - began)
+
+    def providers(self, cuda_graph: bool) -> list[Any]:
+        if cuda_graph:
+            raise RuntimeError("a CUDA graph needs CUDA")
+        return ["CPUExecutionProvider"]
+
+    @contextlib.contextmanager
+    def exact_float32(self) -> Iterator[None]:
+        yield
+
+    def release(self) -> None:
+        pass
+
+
+class CudaDevice:
+    """Timed by CUDA events around the call.
+
+    ONNX Runtime runs on a stream of its own and returns when that is done, torch on the stream of the events: the
+    interval holds all work of either, launches included.
+    """
+
+    name = "cuda"
+    inductor = "inductor"
+
+    def __init__(self) -> None:
+        import onnxruntime
+
+        onnxruntime.preload_dlls()  # takes the CUDA and cuDNN libraries that torch has loaded
+        torch.cuda.init()
+        _tf32(True)
+
+    def describe(self) -> dict[str, str]:
+        properties = torch.cuda.get_device_properties(0)
+        return {
+            "device": properties.name, "memory_gib": f"{properties.total_memory / 2**30:.0f}",
+            "driver": _driver(), "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version()),
+        }
+
+    def milliseconds(self, call: Call) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    def providers(self, cuda_graph: bool) -> list[Any]:
+        return [("CUDAExecutionProvider", {"device_id": 0, **({"enable_cuda_graph": "1"} if cuda_graph else {})})]
+
+    @contextlib.contextmanager
+    def exact_float32(self) -> Iterator[None]:
+        _tf32(False)
+        try:
+            yield
+        finally:
+            _tf32(True)
+
+    def release(self) -> None:
+        torch.cuda.empty_cache()
+
+
+def ceilings(device: Device, smoke: bool) -> dict[str, float]:
+    """What this device reaches at best: TFLOP/s of a square matrix product a precision, GB/s of a copy (read + write).
+
+    ``fp32`` is what torch and ONNX Runtime use by default where it exists, TF32; ``ieee_fp32`` is without it.
+    """
+    size = 256 if smoke else 8192
+    found = {
+        "fp16": _product(device, size, torch.float16), "fp32": _product(device, size, torch.float32),
+    }
+    with device.exact_float32():
+        found["ieee_fp32"] = _product(device, size, torch.float32)
+    source = torch.ones(1 << (22 if smoke else 30), dtype=torch.uint8, device=device.name)
+    target = torch.empty_like(source)
+    found["copy_gb_s"] = 2 * source.numel() / 1e6 / _best(device, lambda: target.copy_(source))
+    del source, target
+    device.release()
+    return found
+
+
+def _product(device: Device, size: int, dtype: torch.dtype) -> float:
+    left, right = (torch.randn(size, size, device=device.name).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    return 2 * size**3 / 1e9 / _best(device, lambda: torch.mm(left, right, out=out))
+
+
+def _best(device: Device, call: Call, repeats: int = 20) -> float:
+    for _ in range(3):
+        call()
+    return min(device.milliseconds(call) for _ in range(repeats))
+
+
+def _tf32(allowed: bool) -> None:
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        return f"unknown ({type(error).__name__} from nvidia-smi)"

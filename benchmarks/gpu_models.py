@@ -1,0 +1,215 @@
+"""What is measured: the graphs of a bundle, and full-size modules with random weights exported on the spot."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from arlon_export.checkpoint import build_module
+from arlon_export.to_onnx import export_graph
+from torch import nn
+
+from arlon_rt.bundle import Bundle, write_manifest
+from arlon_rt.config import (
+    ARConfig,
+    DiTConfig,
+    InjectionConfig,
+    ModelConfig,
+    TextConfig,
+    VAEConfig,
+    VideoConfig,
+    VQConfig,
+)
+from arlon_rt.graphs import GraphSpec, graph_specs
+from arlon_rt.manifest import GraphEntry, signature
+
+FULL = ModelConfig(
+    # T5 v1.1 XXL's width with 2 of its 24 layers, so that the time of a layer is the true one.
+    text=TextConfig(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=2, num_heads=64),
+    ar=ARConfig(
+        num_codes=8192, hidden_size=1024, num_layers=24, num_heads=16, ffn_size=4096, text_dim=4096,
+        grid=(15, 8, 8), max_length=1264, max_top_k=256,
+    ),
+    vq=VQConfig(num_codes=8192, code_dim=32, stride=(4, 8, 8), channels=(128, 256, 512)),
+    dit=DiTConfig(hidden_size=1152, depth=28, num_heads=16, caption_channels=4096, model_max_length=300),
+    injection=InjectionConfig(layers=tuple(range(14))),
+    vae=VAEConfig(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32, scaling_factor=0.18215,
+        filters=128, num_res_blocks=4, channel_multipliers=(1, 2, 2, 4), temporal_downsample=(False, True, True),
+    ),
+    video=VideoConfig(height=512, width=512),
+)
+"""ARLON on Open-Sora v1.2 at 512x512, 68 frames: STDiT3-XL/2, 393 M video autoencoder, 323 M token model."""
+
+SMALL = ModelConfig(
+    text=TextConfig(vocab_size=64, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, max_length=16),
+    ar=ARConfig(
+        num_codes=64, hidden_size=32, num_layers=2, num_heads=2, ffn_size=64, text_dim=32, grid=(6, 3, 4),
+        max_length=96, max_top_k=16,
+    ),
+    vq=VQConfig(num_codes=64, code_dim=8, stride=(2, 2, 2), channels=(16, 16), num_res_blocks=1, norm_groups=4),
+    dit=DiTConfig(hidden_size=32, depth=1, num_heads=2, caption_channels=32, model_max_length=16),
+    injection=InjectionConfig(layers=(0,)),
+    vae=VAEConfig(
+        block_out_channels=(16, 16, 16, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.18215,
+        filters=16, num_res_blocks=1, channel_multipliers=(1, 1, 2), temporal_downsample=(False, True, True),
+    ),
+    video=VideoConfig(height=48, width=64, segment_frames=34),
+)
+"""The same networks at widths of 16 and 32, for ``--smoke``."""
+
+SMOKE_GRAPHS = ("ar_step", "vq_decoder", "caption")
+"""What the stand-in bundle of ``--smoke`` holds, in fp32."""
+
+WEIGHT_GAIN = 0.5
+"""Standard deviation of a random weight times the root of its fan-in: activations stay near 1, in reach of fp16."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One graph, ready to be opened by either side with the same weights."""
+
+    bundle: Bundle
+    spec: GraphSpec
+    precision: str
+    network: nn.Module
+    """In the precision of the set, on the CPU, without gradients."""
+
+    @property
+    def file(self) -> Path:
+        return self.bundle.graph_file(self.spec.name, self.precision)
+
+
+class Subject(Protocol):
+    """A model whose graphs are measured."""
+
+    name: str
+    model: ModelConfig
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(graph, precision), in the order to measure."""
+
+    def case(self, graph: str, precision: str) -> Case: ...
+
+
+class BundleSubject:
+    """The graphs of a bundle as they ship; torch takes its weights from the .onnx files."""
+
+    name = "bundle"
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self.model = bundle.model
+
+    def rows(self) -> list[tuple[str, str]]:
+        graphs = self._bundle.manifest.graphs
+        return [(g, p) for p in ("fp16", "fp32") for g in graph_specs(self.model) if p in graphs.get(g, ())]
+
+    def case(self, graph: str, precision: str) -> Case:
+        spec = graph_specs(self.model)[graph]
+        network = build_module(self.model, spec.network).eval().requires_grad_(False)
+        read_weights(network, self._bundle.graph_file(graph, precision))
+        return Case(self._bundle, spec, precision, network.half() if precision == "fp16" else network)
+
+
+class RandomSubject:
+    """Fresh modules of any size in fp16, exported when their turn comes."""
+
+    def __init__(self, name: str, model: ModelConfig, folder: Path, device: str) -> None:
+        self.name = name
+        self.model = model
+        self._folder = folder
+        self._device = device
+        self._last: tuple[str, nn.Module] | None = None
+
+    def rows(self) -> list[tuple[str, str]]:
+        first = ["ar_step", "ar_prefix", "vae_decoder", "dit"]  # what decides, in case time runs out
+        return [(g, "fp16") for g in (*first, *(g for g in graph_specs(self.model) if g not in first))]
+
+    def case(self, graph: str, precision: str) -> Case:
+        spec = graph_specs(self.model)[graph]
+        network = self._network(spec.network)
+        return Case(export_bundle(self._folder / graph, self.model, {spec: network}, precision), spec, precision, network)
+
+    def _network(self, name: str) -> nn.Module:
+        if self._last is None or self._last[0] != name:
+            self._last = None  # before the next one is made: two full-size networks need not fit
+            self._last = (name, random_network(self.model, name, self._device).half())
+        return self._last[1].cpu()
+
+
+def random_network(model: ModelConfig, name: str, device: str) -> nn.Module:
+    """A network with random weights that keep activations near 1 at any size, made on ``device``, handed over on the CPU."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        network = build_module(model, name).eval().requires_grad_(False)
+        for key, weight in network.named_parameters():
+            if key == "rope.freqs":
+                continue
+            fan_in = math.prod(weight.shape[1:]) if weight.dim() > 1 else 0
+            noise = torch.randn_like(weight)
+            weight.copy_(noise * (WEIGHT_GAIN / math.sqrt(fan_in)) if fan_in else weight.mean() + 0.02 * noise)
+    return network.cpu()
+
+
+def export_bundle(folder: Path, model: ModelConfig, networks: Mapping[GraphSpec, nn.Module], precision: str) -> Bundle:
+    """A bundle that holds these graphs of ``model``."""
+    (folder / "onnx").mkdir(parents=True)
+    graphs = {}
+    for spec, network in networks.items():
+        file, weights = f"onnx/{spec.name}.{precision}.onnx", f"{spec.name}.data"
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")  # of the exporter, which warns about itself
+            graph = export_graph(model, spec, network, half=precision == "fp16")
+        ir.save(graph, folder / file, external_data=weights)
+        data = (f"onnx/{weights}",) if (folder / "onnx" / weights).exists() else ()
+        graphs[spec.name] = {precision: GraphEntry(
+            file=file, data=data, inputs=signature(spec.inputs, precision), outputs=signature(spec.outputs, precision),
+        )}
+    write_manifest(folder, model=model, defaults={"num_frames": 17}, graphs=graphs)
+    return Bundle.open(folder)
+
+
+def small_bundle(folder: Path) -> Bundle:
+    """A bundle of random weights, which ``--smoke`` takes where no other is there."""
+    specs = [graph_specs(SMALL)[g] for g in SMOKE_GRAPHS]
+    return export_bundle(folder, SMALL, {s: random_network(SMALL, s.network, "cpu") for s in specs}, "fp32")
+
+
+def read_weights(network: nn.Module, file: Path) -> None:
+    """Load the initialisers that ``file`` names as the state dict does; what this graph does not use stays as it is."""
+    weights = network.state_dict()
+    for name, value in ir.load(file).graph.initializers.items():
+        if name in weights and value.const_value is not None:
+            weights[name].copy_(torch.from_numpy(np.array(value.const_value.numpy())))
+
+
+def weight_bytes(case: Case) -> int:
+    """Bytes of weights that one run reads in this precision; tables of which a Gather takes a few rows count nothing."""
+    width = 2 if case.precision == "fp16" else 4
+    names = case.network.state_dict()
+    values = [v for n, v in ir.load(case.file).graph.initializers.items() if n in names]
+    return sum(width * math.prod(_sizes(v)) for v in values if {n.op_type for n in _readers(v)} != {"Gather"})
+
+
+def _sizes(value: ir.Value) -> Sequence[int]:
+    assert value.const_value is not None
+    sizes: Any = value.const_value.shape
+    return tuple(int(s) for s in sizes)
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    """The nodes that use a weight, seen through the Cast that widens a stored half."""
+    found = []
+    for node in value.consumers():
+        found += _readers(node.outputs[0]) if node.op_type == "Cast" else [node]
+    return found

@@ -1,0 +1,292 @@
+"""ONNX Runtime as a backend, on the CPU and on CUDA, through IOBinding.
+
+The CUDA path (providers, device buffers, device outputs) is written but has not been executed yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from arlon_rt.backends.session import Array, FeedCheck, Handle
+from arlon_rt.bundle import Bundle
+from arlon_rt.errors import BackendError, BundleError, MissingExtraError
+from arlon_rt.graphs import GraphSpec, TensorSpec
+from arlon_rt.manifest import FLOAT_DTYPE, signature
+
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
+"""Distributions that all own the folder ``onnxruntime``: two of them installed overwrite each other."""
+
+_ELEMENTS = {
+    "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16",
+    "tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(uint8)": "uint8",
+}
+_DAMAGED = ("InvalidProtobuf", "NoSuchFile", "InvalidGraph", "NoModel")
+_ERRORS_ONLY = 3
+
+
+class OrtHandle:
+    """A tensor held by ONNX Runtime, on the session's device."""
+
+    def __init__(self, value: Any, device: str) -> None:
+        self.value = value
+        """The ``onnxruntime.OrtValue``."""
+        self.device = device
+        self.shape: tuple[int, ...] = tuple(value.shape())
+        self.dtype: np.dtype[Any] = np.dtype(_ELEMENTS[value.data_type()])
+
+    def numpy(self) -> Array:
+        """A copy on the host."""
+        return np.array(self.value.numpy())
+
+
+class OrtSession:
+    """One graph opened in ONNX Runtime; implements `arlon_rt.backends.session.Session`."""
+
+    def __init__(self, runtime: ModuleType, opened: Any, spec: GraphSpec, *, precision: str, device: str) -> None:
+        self._runtime = runtime
+        self._opened: Any | None = opened
+        self._spec = spec
+        self._check = FeedCheck(spec, precision)
+        self._aliased = {t.alias for t in spec.outputs if t.alias}
+        self._float_dtype = np.dtype(FLOAT_DTYPE[precision])
+        self._device = device
+        self._device_type, self._device_id = _device_parts(device)
+
+    @classmethod
+    def open(cls, bundle: Bundle, graph: str, *, device: str, precision: str, threads: int | None) -> OrtSession:
+        """Open ``graph``; see `arlon_rt.backends.session.open_session`."""
+        runtime = import_runtime()
+        if FLOAT_DTYPE.get(precision) == "bfloat16":
+            raise BackendError("precision is 'bf16'; ONNX Runtime runs 'fp32' and 'fp16' sets here")
+        providers = _providers(runtime, device)
+        opened = _open_file(runtime, bundle, graph, precision, providers, _options(runtime, threads))
+        spec = bundle.spec(graph)
+        if differences := _differences(spec, precision, opened):
+            raise BundleError(f"{bundle.graph_file(graph, precision)} does not fit its contract: {differences[0]}")
+        if device != "cpu" and "CUDAExecutionProvider" not in opened.get_providers():
+            raise BackendError(f"device is {device!r}, but CUDA did not start; run `arlon-rt doctor`")
+        opened.disable_fallback()
+        return cls(runtime, opened, spec, precision=precision, device=device)
+
+    @property
+    def spec(self) -> GraphSpec:
+        return self._spec
+
+    @property
+    def float_dtype(self) -> np.dtype[Any]:
+        return self._float_dtype
+
+    def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
+        """Run the graph once; see `arlon_rt.backends.session.Session.run`."""
+        opened = self._opened
+        if opened is None:
+            raise BackendError(f"{self._spec.name}: the session is closed")
+        self._check(feed)
+        if unknown := set(hold) - {t.name for t in self._spec.outputs}:
+            raise BackendError(f"{self._spec.name}: cannot hold {', '.join(sorted(unknown))}; there is no such output")
+        binding = opened.io_binding()
+        try:
+            shared = self._bind_inputs(binding, feed)
+            self._bind_outputs(binding, hold, shared)
+            opened.run_with_iobinding(binding)
+            results = binding.get_outputs()
+        except BackendError:
+            raise
+        except Exception as error:
+            raise BackendError(f"{self._spec.name}: {_one_line(error)}") from error
+        return {t.name: self._result(t, v, hold, shared) for t, v in zip(self._spec.outputs, results, strict=True)}
+
+    def close(self) -> None:
+        """Free the graph. A second call does nothing; handles stay valid."""
+        self._opened = None
+
+    def _bind_inputs(self, binding: Any, feed: Mapping[str, Array | Handle]) -> dict[str, OrtHandle]:
+        """Bind every input; returns the buffers that outputs share, by input name."""
+        shared: dict[str, OrtHandle] = {}
+        for tensor in self._spec.inputs:
+            value = feed[tensor.name]
+            if isinstance(value, np.ndarray):
+                array = self._converted(tensor, value)
+                if tensor.name not in self._aliased:
+                    binding.bind_cpu_input(tensor.name, array)
+                    continue
+                held = self._copied(array)
+            else:
+                held = self._own(tensor, value)
+            binding.bind_ortvalue_input(tensor.name, held.value)
+            if tensor.name in self._aliased:
+                if any(held is other for other in shared.values()):
+                    raise BackendError(f"{self._spec.name}: the handle fed as {tensor.name} is fed as another too")
+                shared[tensor.name] = held
+        return shared
+
+    def _bind_outputs(self, binding: Any, hold: Collection[str], shared: Mapping[str, OrtHandle]) -> None:
+        for tensor in self._spec.outputs:
+            if tensor.alias:
+                binding.bind_ortvalue_output(tensor.name, shared[tensor.alias].value)
+            elif tensor.name in hold:
+                binding.bind_output(tensor.name, self._device_type, self._device_id)
+            else:
+                binding.bind_output(tensor.name, "cpu")
+
+    def _result(
+        self, tensor: TensorSpec, value: Any, hold: Collection[str], shared: Mapping[str, OrtHandle]
+    ) -> Array | Handle:
+        held = shared[tensor.alias] if tensor.alias else OrtHandle(value, self._device)
+        return held if tensor.name in hold else held.numpy()
+
+    def _converted(self, tensor: TensorSpec, array: Array) -> Array:
+        """The array as the graph takes it: contiguous, ``"float"`` inputs in the type of the precision set."""
+        if tensor.dtype != "float" or array.dtype == self.float_dtype:
+            return np.ascontiguousarray(array)
+        with np.errstate(over="raise"):
+            try:
+                return np.ascontiguousarray(array, self.float_dtype)
+            except FloatingPointError:
+                raise BackendError(
+                    f"{self._spec.name}: {tensor.name} has values too large for {self.float_dtype}; use fp32"
+                ) from None
+
+    def _copied(self, array: Array) -> OrtHandle:
+        """A buffer of its own on the device with the content of ``array``."""
+        value = self._runtime.OrtValue.ortvalue_from_numpy(array.copy(), self._device_type, self._device_id)
+        return OrtHandle(value, self._device)
+
+    def _own(self, tensor: TensorSpec, value: Handle) -> OrtHandle:
+        if not isinstance(value, OrtHandle):
+            raise BackendError(f"{self._spec.name}: {tensor.name} is a {type(value).__name__} of another backend")
+        if value.device != self._device:
+            raise BackendError(f"{self._spec.name}: {tensor.name} is on {value.device}, the session on {self._device}")
+        return value
+
+
+def contract_differences(bundle: Bundle, graph: str, precision: str) -> list[str]:
+    """What the inputs and outputs of an .onnx file have otherwise than graphs.py; empty when they agree.
+
+    Raises:
+        BundleError: the file is damaged.
+        BackendError: ONNX Runtime cannot open it.
+    """
+    runtime = import_runtime()
+    options = _options(runtime, threads=1)
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    opened = _open_file(runtime, bundle, graph, precision, ["CPUExecutionProvider"], options)
+    return _differences(bundle.spec(graph), precision, opened)
+
+
+def installed_runtimes() -> dict[str, str]:
+    """Version of each installed distribution of ONNX Runtime; more than one means a broken installation."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in RUNTIMES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def available_providers() -> list[str]:
+    """Execution providers of the installed ONNX Runtime, e.g. ``CPUExecutionProvider``."""
+    return list(import_runtime().get_available_providers())
+
+
+def import_runtime() -> ModuleType:
+    """The module ``onnxruntime``.
+
+    Raises:
+        MissingExtraError: it is not installed; the message names the pip command.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            f'ONNX Runtime cannot be imported ({error}); run: pip install "arlon-rt[cpu]", or "arlon-rt[gpu]", not both'
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+def _options(runtime: ModuleType, threads: int | None) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = _ERRORS_ONLY
+    # Threads that spin after a run would take the processor from the next stage's session.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _providers(runtime: ModuleType, device: str) -> list[Any]:
+    """The execution providers of ``device``; never a quiet fallback from CUDA to the CPU."""
+    kind, number = _device_parts(device)
+    if kind == "cpu":
+        return ["CPUExecutionProvider"]
+    available = runtime.get_available_providers()
+    if "CUDAExecutionProvider" not in available:
+        raise BackendError(
+            f"device is {device!r}, but this ONNX Runtime has {', '.join(available)}; "
+            'run: pip uninstall onnxruntime, then pip install "arlon-rt[gpu]", or use device cpu'
+        )
+    return [("CUDAExecutionProvider", {"device_id": number})]
+
+
+def _device_parts(device: str) -> tuple[str, int]:
+    kind, colon, number = device.partition(":")
+    if device == "cpu" or (kind == "cuda" and (not colon or (number.isascii() and number.isdigit()))):
+        return kind, int(number or 0)
+    raise BackendError(f"device is {device!r}; it must be 'cpu', 'cuda' or 'cuda:N'")
+
+
+def _open_file(
+    runtime: ModuleType, bundle: Bundle, graph: str, precision: str, providers: list[Any], options: Any
+) -> Any:
+    path = bundle.graph_file(graph, precision)
+    try:
+        return runtime.InferenceSession(str(path), sess_options=options, providers=providers)
+    except Exception as error:
+        if type(error).__name__ in _DAMAGED:
+            raise BundleError(
+                f"{path} is damaged ({_one_line(error)}); run `arlon-rt verify {bundle.path}`"
+            ) from error
+        raise BackendError(f"{path} cannot be opened: {_one_line(error)}") from error
+
+
+def _differences(spec: GraphSpec, precision: str, opened: Any) -> list[str]:
+    """Names, dtypes, ranks and static sizes of an opened graph against the contract."""
+    found = []
+    for kind, nodes, tensors in (
+        ("input", opened.get_inputs(), spec.inputs), ("output", opened.get_outputs(), spec.outputs),
+    ):
+        have, want = [n.name for n in nodes], [t.name for t in tensors]
+        if have != want:
+            found.append(f"{kind}s are {', '.join(have)}; the contract has {', '.join(want)}")
+            continue
+        for node, (name, dtype, axes) in zip(nodes, signature(tensors, precision), strict=True):
+            element = _ELEMENTS.get(node.type, node.type)
+            if element != dtype or not _fits(spec, node.shape, axes, exact=kind == "input"):
+                found.append(f"{kind} {name} is {element} {tuple(node.shape)}; the contract has {dtype} {axes}")
+    return found
+
+
+def _fits(spec: GraphSpec, shape: list[int | str | None], axes: tuple[int | str, ...], *, exact: bool) -> bool:
+    """Whether a graph's shape serves the contract's axes; an output's static size may be left open (not ``exact``)."""
+    if len(shape) != len(axes):
+        return False
+    for size, axis in zip(shape, axes, strict=True):
+        if isinstance(axis, int):
+            if size != axis and (exact or isinstance(size, int)):
+                return False
+        elif isinstance(size, int) and not spec.axis(axis).min == size == spec.axis(axis).max:
+            return False
+    return True
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]

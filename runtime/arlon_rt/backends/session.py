@@ -1,0 +1,141 @@
+"""The seam between the stages and the backends: what a session is, which one opens, and the check of what is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from arlon_rt.bundle import Bundle
+from arlon_rt.errors import BackendError
+from arlon_rt.graphs import GraphSpec, TensorSpec
+from arlon_rt.manifest import signature
+
+Array = npt.NDArray[Any]
+BACKENDS = ("onnxruntime",)
+
+
+class Handle(Protocol):
+    """A tensor that stays where its session runs. Opaque: hand it to a later feed, or copy it out."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def numpy(self) -> Array:
+        """A copy on the host."""
+
+
+class Session(Protocol):
+    """One opened graph. `run` keeps no state between calls and may be called from several threads."""
+
+    @property
+    def spec(self) -> GraphSpec:
+        """The contract of the graph."""
+
+    @property
+    def float_dtype(self) -> np.dtype[Any]:
+        """What the contract's dtype ``"float"`` is in this precision set."""
+
+    def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
+        """Run the graph once.
+
+        Args:
+            feed: every input by name. An array of a ``"float"`` input may be float32 in any precision set.
+            hold: outputs that stay on the device and come back as handles; the others come back as arrays.
+
+        An output with an alias is written into the buffer of that input where a handle was fed, which then comes
+        back itself; an array fed there is copied in and stays as it was.
+
+        Raises:
+            BackendError: the feed does not fit the contract (the message names the input), or the run failed.
+        """
+
+    def close(self) -> None:
+        """Free the graph. A second call does nothing; handles stay valid."""
+
+
+def open_session(
+    bundle: Bundle,
+    graph: str,
+    *,
+    backend: str = "onnxruntime",
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int | None = None,
+) -> Session:
+    """Open ``graph`` of ``bundle``; the only place that chooses a backend.
+
+    Args:
+        backend: ``"onnxruntime"``.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        precision: ``"fp32"``, ``"fp16"``, …: a precision set of the bundle.
+        threads: threads inside one operator; ``None`` lets the backend choose.
+
+    Raises:
+        BundleError: the bundle has no such graph or its file is damaged.
+        BackendError: the backend cannot run it here.
+    """
+    if threads is not None and threads < 1:
+        raise BackendError(f"threads is {threads}; it must be 1 or more, or None to let the backend choose")
+    if backend == "onnxruntime":
+        from arlon_rt.backends.ort import OrtSession
+
+        return OrtSession.open(bundle, graph, device=device, precision=precision, threads=threads)
+    raise BackendError(f"backend is {backend!r}; this version has {', '.join(map(repr, BACKENDS))}")
+
+
+class FeedCheck:
+    """The check of what is fed to one graph, before a backend sees it."""
+
+    def __init__(self, spec: GraphSpec, precision: str) -> None:
+        self._spec = spec
+        self._dtypes = tuple(np.dtype(dtype) for _, dtype, _ in signature(spec.inputs, precision))
+        self._axes = {axis.name: axis for axis in spec.axes}
+
+    def __call__(self, feed: Mapping[str, Array | Handle]) -> None:
+        """Raise `BackendError` unless ``feed`` holds exactly the inputs, with fitting dtypes, ranks and sizes."""
+        spec = self._spec
+        if feed.keys() != {t.name for t in spec.inputs}:
+            raise BackendError(f"{spec.name}: {_name_differences(spec, feed)}")
+        sizes: dict[str, int] = {}
+        for tensor, dtype in zip(spec.inputs, self._dtypes, strict=True):
+            value = feed[tensor.name]
+            if not hasattr(value, "dtype"):
+                kind = type(value).__name__
+                raise BackendError(f"{spec.name}: {tensor.name} is a {kind}; an array or a handle is expected")
+            if value.dtype != dtype and not _converts(tensor, value):
+                raise BackendError(f"{spec.name}: {tensor.name} is {value.dtype}; {dtype} is expected")
+            if problem := self._shape_problem(tensor, value.shape, sizes):
+                raise BackendError(f"{spec.name}: {tensor.name} has shape {value.shape}; {problem}")
+
+    def _shape_problem(self, tensor: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> str | None:
+        """What is wrong with a shape, given the ``sizes`` of the named axes so far, to which it adds its own."""
+        if len(shape) != len(tensor.axes):
+            return f"its axes are ({', '.join(map(str, tensor.axes))})"
+        for place, (size, axis) in enumerate(zip(shape, tensor.axes, strict=True)):
+            if isinstance(axis, int):
+                if size != axis:
+                    return f"axis {place} must be {axis}"
+                continue
+            allowed = self._axes[axis]
+            if not allowed.min <= size <= allowed.max:
+                return f"axis {place} ({axis}) must be {allowed.min}..{allowed.max}"
+            if sizes.setdefault(axis, size) != size:
+                return f"axis {place} ({axis}) is {sizes[axis]} in the inputs before it"
+        return None
+
+
+def _converts(tensor: TensorSpec, value: Array | Handle) -> bool:
+    return tensor.dtype == "float" and isinstance(value, np.ndarray) and value.dtype == np.float32
+
+
+def _name_differences(spec: GraphSpec, feed: Mapping[str, Array | Handle]) -> str:
+    wanted = [t.name for t in spec.inputs]
+    missing, extra = [n for n in wanted if n not in feed], [n for n in feed if n not in wanted]
+    problem = f"not fed: {', '.join(missing)}" if missing else f"fed, but no input: {', '.join(extra)}"
+    return f"{problem}; the inputs are {', '.join(wanted)}"

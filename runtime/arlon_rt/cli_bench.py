@@ -1,0 +1,83 @@
+"""``arlon-rt bench``: where the time of a generation goes."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+from arlon_rt.cli_arguments import add_backend, add_options, add_prompts, open_bundle, read_options, read_prompts
+from arlon_rt.cli_progress import WORDS, StageClock, print_json
+from arlon_rt.errors import OptionsError
+
+if TYPE_CHECKING:
+    from arlon_rt.options import GenerateOptions, Timeline
+    from arlon_rt.pipeline import Pipeline
+
+PROMPT = "a red circle moves right on a black background"
+"""Timed where no other prompt is given; a model's speed does not depend on it."""
+
+
+class Bench:
+    """The command; see `arlon_rt.cli.Command`."""
+
+    help = "Generate a video several times, without writing it, and print the seconds of each stage."
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.usage = "%(prog)s [PROMPT] [--runs N] [options]"
+        parser.add_argument("--runs", type=int, default=3, metavar="N", help="timed runs after a first (default: 3)")
+        parser.add_argument("--json", action="store_true", help="print one JSON line")
+        add_prompts(parser)
+        add_options(parser)
+        add_backend(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        from arlon_rt.pipeline import Pipeline
+
+        if args.runs < 1:
+            raise OptionsError(f"runs is {args.runs}; it must be 1 or more")
+        if args.text is None and args.prompt is None and args.prompts is None:
+            args.text = PROMPT
+        timeline, bundle = read_prompts(args), open_bundle(args)
+        options = read_options(args, bundle)
+        began = time.perf_counter()
+        with Pipeline.open(bundle, device=args.device, precision=args.precision, threads=args.threads) as pipeline:
+            load = time.perf_counter() - began
+            runs = [time_stages(pipeline, timeline, options) for _ in range(args.runs + 1)][1:]
+        resolved = options.resolved(bundle)
+        result = {
+            "bundle": bundle.hash, "device": args.device, "machine": platform.processor() or platform.machine(),
+            "num_frames": resolved.num_frames, "num_inference_steps": resolved.num_inference_steps,
+            "video_seconds": resolved.num_frames / resolved.fps, "load_seconds": load, "runs": runs,
+        }
+        print_json("Bench", result) if args.json else print_table(result)
+        return 0
+
+
+def time_stages(pipeline: Pipeline, timeline: Timeline, options: GenerateOptions) -> dict[str, float]:
+    """Seconds of each stage of one generation, and ``total``."""
+    clock = StageClock()
+    began = time.perf_counter()
+    for _ in pipeline.stream(timeline, options, on_event=clock.note):
+        pass
+    return {**clock.seconds, "total": time.perf_counter() - began}
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """Median and range of each stage's seconds."""
+    runs, video = result["runs"], result["video_seconds"]
+    print(f"{result['num_frames']} frames ({video:.2f} s), {result['num_inference_steps']} steps, {result['device']}, "
+          f"{len(runs)} runs; loading took {result['load_seconds']:.2f} s")
+    print(f"{'stage':<22}{'median s':>10}{'min':>9}{'max':>9}{'share':>8}")
+    total = statistics.median(run["total"] for run in runs)
+    for stage in runs[0]:
+        seconds = [run.get(stage, 0.0) for run in runs]
+        middle = statistics.median(seconds)
+        name = WORDS.get(stage, stage)
+        print(f"{name:<22}{middle:>10.3f}{min(seconds):>9.3f}{max(seconds):>9.3f}{middle / total:>8.0%}")
+    print(f"{video / total:.2f}× real time, {result['num_frames'] / total:.1f} frames/s")
+
+
+bench = Bench()

@@ -1,0 +1,125 @@
+"""``arlon-rt inspect``, ``verify``, ``doctor``: what a bundle holds, if it is whole, what this machine can run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from arlon_rt.cli_arguments import open_bundle
+
+if TYPE_CHECKING:
+    from arlon_rt.inspection import NetworkSummary, Summary
+
+UNITS = ("", "K", "M", "G", "T", "P")
+
+
+class Inspect:
+    """The command; see `arlon_rt.cli.Command`."""
+
+    help = "Say what a bundle holds: its networks, graphs, precisions, sizes and defaults. Only the manifest is read."
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        add_bundle(parser)
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def run(self, args: argparse.Namespace) -> int:
+        from arlon_rt.inspection import describe
+
+        summary = describe(open_bundle(args))
+        if args.json:
+            print(json.dumps(dataclasses.asdict(summary), ensure_ascii=False, indent=2))
+        else:
+            print_summary(summary)
+        return 0
+
+
+class Verify:
+    """The command; see `arlon_rt.cli.Command`."""
+
+    help = "Check a bundle: every file's hash, that none lies outside, and every graph's signature."
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        add_bundle(parser)
+        parser.add_argument("--deep", action="store_true", help="also open every graph and compare what it says itself")
+
+    def run(self, args: argparse.Namespace) -> int:
+        bundle = open_bundle(args)
+        findings = bundle.verify(deep=args.deep)
+        for finding in findings:
+            print(f"{finding.severity}: {finding.where}: {finding.message}")
+        errors = sum(finding.severity == "error" for finding in findings)
+        graphs = sum(len(precisions) for precisions in bundle.manifest.graphs.values())
+        outcome = "no fault found" if not errors else f"{errors} errors"
+        print(f"{bundle.path}: {len(bundle.manifest.files)} files, {graphs} graphs, {outcome}")
+        return 1 if errors else 0
+
+
+class Doctor:
+    """The command; see `arlon_rt.cli.Command`."""
+
+    help = "Say what this machine can run, and the command that installs what is missing."
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def run(self, args: argparse.Namespace) -> int:
+        from arlon_rt.doctor import examine
+
+        checks = examine()
+        if args.json:
+            print(json.dumps([dataclasses.asdict(check) for check in checks], ensure_ascii=False, indent=2))
+        else:
+            width = max(len(check.name) for check in checks)
+            for check in checks:
+                print(f"{check.status:<7}  {check.name:<{width}}  {check.message}")
+                if check.command:
+                    print(f"{'':<7}  {'':<{width}}  -> {check.command}")
+        return 1 if any(check.status == "error" for check in checks) else 0
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """BUNDLE, the demo model's when left out."""
+    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="its folder (default: the demo model's)")
+
+
+def print_summary(summary: Summary) -> None:
+    """A bundle on one screen."""
+    kind = "Open-Sora v1.2 (no token model)" if summary.baseline else "ARLON"
+    defaults = summary.defaults
+    print(summary.path)
+    print(f"  {kind}, format {summary.format}, written by arlon-rt {summary.arlon_rt}, {summary.licence}")
+    precisions = ", ".join(summary.precisions) or "none"
+    print(f"  {summary.files} files, {scaled(summary.bytes_on_disk)}B, complete precisions: {precisions}")
+    print(f"  hash {summary.hash}")
+    print(f"  by default {defaults.num_frames} frames of {defaults.width}×{defaults.height} at {defaults.fps:g} fps, "
+          f"{defaults.num_inference_steps} steps, guidance {defaults.guidance_scale:g}; "
+          f"at most {summary.largest_width}×{summary.largest_height}")
+    print(f"\n{'network':<10}{'graph':<14}{'parameters':>12}{'on disk':>10}{'FLOPs a run':>13}  precisions")
+    for network in summary.networks:
+        print_network(network)
+
+
+def print_network(network: NetworkSummary) -> None:
+    """A line a graph; what belongs to the network stands in its first."""
+    parameters = "" if network.parameters is None else scaled(network.parameters)
+    name, size = network.name, f"{scaled(network.bytes_on_disk)}B"
+    for graph in network.graphs:
+        flops = scaled(graph.flops) if graph.flops else ""
+        print(f"{name:<10}{graph.name:<14}{parameters:>12}{size:>10}{flops:>13}  {', '.join(graph.precisions)}")
+        name = parameters = size = ""
+
+
+def scaled(number: float) -> str:
+    """A number in thousands, millions, …: ``1234567`` is ``1.23 M``."""
+    unit = 0
+    while number >= 999.5 and unit < len(UNITS) - 1:
+        number, unit = number / 1000, unit + 1
+    return f"{number:.3g} {UNITS[unit]}"
+
+
+inspect = Inspect()
+verify = Verify()
+doctor = Doctor()

@@ -1,0 +1,155 @@
+"""What this machine can run, and the command that installs what is missing. Imports no backend but ONNX Runtime."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from arlon_rt.bundle import Bundle, demo_bundle_path, installed_version
+from arlon_rt.errors import ArlonError, BundleError
+
+OLDEST_PYTHON = (3, 11)
+OLDEST_RUNTIME = (1, 31)
+"""The first ONNX Runtime whose opset-24 cache and attention operators are tested here."""
+
+REQUIRED = {
+    "numpy": "numpy", "sentencepiece": "sentencepiece", "av": "av", "rich": "rich", "safetensors": "safetensors",
+    "ftfy": "ftfy",
+}
+"""Module -> distribution; without one of them nothing is generated."""
+OPTIONAL = {"tensorrt": "arlon-rt[tensorrt]", "tensorrt_rtx": "arlon-rt[tensorrt-rtx]", "cuda.core": "arlon-rt[gpu]"}
+"""Module -> the extra that brings it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the examination."""
+
+    name: str
+    status: Literal["ok", "absent", "warning", "error"]
+    """``absent``: optional and not there. ``error``: no video can be generated before it is mended."""
+    message: str
+    command: str | None = None
+    """What to run to mend it."""
+
+
+def examine() -> list[Check]:
+    """Examine Python, the packages, ONNX Runtime, the optional backends and the demo bundle."""
+    return [
+        check_python(sys.version_info[:3]),
+        *(check_package(module, name) for module, name in REQUIRED.items()),
+        *check_runtime(),
+        *(check_optional(module, extra) for module, extra in OPTIONAL.items()),
+        check_demo_bundle(demo_bundle_path),
+    ]
+
+
+def check_python(version: tuple[int, ...]) -> Check:
+    """The interpreter and the machine it runs on."""
+    message = f"{'.'.join(map(str, version))} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    if version[:2] < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        return Check(name="python", status="error", message=f"{message}; {oldest} or newer is needed")
+    return Check(name="python", status="ok", message=message)
+
+
+def check_package(module: str, distribution: str) -> Check:
+    """A package that every installation needs."""
+    if not is_there(module):
+        return Check(
+            name=distribution, status="error", message="not installed", command=f"pip install {distribution}"
+        )
+    return Check(name=distribution, status="ok", message=installed_version(distribution))
+
+
+def check_runtime() -> list[Check]:
+    """The installed ONNX Runtime and the devices it can use."""
+    from arlon_rt.backends.ort import available_providers, installed_runtimes
+
+    found = installed_runtimes()
+    checks = [check_runtimes(found)]
+    if found:
+        try:
+            checks.append(check_providers(found, available_providers()))
+        except ArlonError as error:
+            checks.append(Check(name="providers", status="error", message=str(error)))
+    return checks
+
+
+def check_runtimes(found: Mapping[str, str]) -> Check:
+    """Exactly one distribution of ONNX Runtime, and a new enough one; ``found`` is name -> version."""
+    listed = ", ".join(f"{name} {version}" for name, version in found.items())
+    if not found:
+        return Check(
+            name="onnxruntime", status="error", message="not installed",
+            command='pip install "arlon-rt[cpu]"   (with an NVIDIA GPU: "arlon-rt[gpu]")',
+        )
+    if len(found) > 1:
+        extra = "gpu" if "onnxruntime-gpu" in found else "cpu"
+        return Check(
+            name="onnxruntime", status="error",
+            message=f"{listed} are installed together; they share one folder and overwrite each other",
+            command=f'pip uninstall -y {" ".join(found)} && pip install "arlon-rt[{extra}]"',
+        )
+    ((name, version),) = found.items()
+    if _release(version) < OLDEST_RUNTIME:
+        oldest = ".".join(map(str, OLDEST_RUNTIME))
+        return Check(
+            name="onnxruntime", status="error", message=f"{listed}; {oldest} or newer is needed",
+            command=f'pip install "{name}>={oldest}"',
+        )
+    return Check(name="onnxruntime", status="ok", message=listed)
+
+
+def check_providers(found: Mapping[str, str], providers: Sequence[str]) -> Check:
+    """The devices an ONNX Runtime was built for."""
+    names = ", ".join(p.removesuffix("ExecutionProvider") for p in providers)
+    if "onnxruntime-gpu" in found and "CUDAExecutionProvider" not in providers:
+        return Check(
+            name="providers", status="warning", message=f"{names}; onnxruntime-gpu is installed, but CUDA is not in it",
+            command='pip uninstall -y onnxruntime-gpu && pip install "arlon-rt[gpu]"',
+        )
+    return Check(name="providers", status="ok", message=names)
+
+
+def check_optional(module: str, extra: str) -> Check:
+    """A package that only some machines want; looked for, not imported."""
+    if is_there(module):
+        return Check(name=module, status="ok", message="installed")
+    return Check(name=module, status="absent", message="not installed (optional)", command=f'pip install "{extra}"')
+
+
+def check_demo_bundle(find: Callable[[], Path]) -> Check:
+    """The bundle that is used when none is named: opened, and every file hashed."""
+    try:
+        path = find()
+        errors = [f for f in Bundle.open(path).verify() if f.severity == "error"]
+    except BundleError as error:
+        return Check(name="demo bundle", status="error", message=str(error), command=_REINSTALL)
+    if errors:
+        message = f"{path} has {len(errors)} faults, the first: {errors[0].where}: {errors[0].message}"
+        return Check(name="demo bundle", status="error", message=message, command=_REINSTALL)
+    return Check(name="demo bundle", status="ok", message=f"{path}, verified")
+
+
+def is_there(module: str) -> bool:
+    """Whether ``module`` could be imported, without importing it (its parent packages only)."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+_REINSTALL = "pip install --force-reinstall --no-deps arlon-rt"
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(major, minor) of a version; (0, 0) when it is not of that form."""
+    parts = version.split(".")[:2]
+    return tuple(int(p) for p in parts) if len(parts) == 2 and all(p.isdigit() for p in parts) else (0, 0)

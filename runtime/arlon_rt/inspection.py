@@ -1,0 +1,90 @@
+"""A bundle in a few numbers: what `arlon-rt inspect` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from arlon_rt.bundle import Bundle
+from arlon_rt.graphs import graph_specs
+from arlon_rt.options import GenerateOptions, ResolvedOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSummary:
+    """One graph of a network."""
+
+    name: str
+    precisions: tuple[str, ...]
+    flops: int
+    """Floating-point operations of one run at the ``opt`` sizes; the first precision's, 0 when not stated."""
+    bytes_moved: int
+    """Bytes one run must move at the ``opt`` sizes; the first precision's, 0 when not stated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSummary:
+    """Graphs that share their weights."""
+
+    name: str
+    parameters: int | None
+    """``None``: the manifest does not say."""
+    bytes_on_disk: int
+    """Size of its weights and graphs, all precisions together."""
+    graphs: tuple[GraphSummary, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A bundle as plain values; `dataclasses.asdict` makes JSON of it."""
+
+    path: str
+    hash: str
+    format: int
+    arlon_rt: str
+    licence: str
+    baseline: bool
+    """Plain Open-Sora v1.2: no token model, no semantic injection."""
+    precisions: tuple[str, ...]
+    """Precisions in which every graph is there."""
+    networks: tuple[NetworkSummary, ...]
+    files: int
+    bytes_on_disk: int
+    largest_height: int
+    """Pixels."""
+    largest_width: int
+    defaults: ResolvedOptions
+    """A request that asks for nothing."""
+    provenance: Mapping[str, Any]
+
+
+def describe(bundle: Bundle) -> Summary:
+    """Summarise a bundle from its manifest alone; no other file is read."""
+    manifest, video = bundle.manifest, bundle.model.video
+    networks = dict.fromkeys(spec.network for spec in graph_specs(bundle.model).values())
+    return Summary(
+        path=str(bundle.path), hash=bundle.hash, format=manifest.format, arlon_rt=manifest.arlon_rt,
+        licence=manifest.licence, baseline=bundle.is_baseline, precisions=bundle.precisions,
+        networks=tuple(_network(bundle, name) for name in networks),
+        files=len(manifest.files) + 1, bytes_on_disk=sum(entry.size for entry in manifest.files.values()),
+        largest_height=video.max_height or video.height, largest_width=video.max_width or video.width,
+        defaults=GenerateOptions().resolved(bundle), provenance=manifest.provenance,
+    )
+
+
+def _network(bundle: Bundle, network: str) -> NetworkSummary:
+    manifest = bundle.manifest
+    names = [g for g, spec in graph_specs(bundle.model).items() if spec.network == network and manifest.graphs.get(g)]
+    entries = [entry for g in names for entry in manifest.graphs[g].values()]
+    files = {file for entry in entries for file in (entry.file, *entry.data)}
+    graphs = []
+    for name in names:
+        first = next(iter(manifest.graphs[name].values()))
+        graphs.append(GraphSummary(
+            name=name, precisions=tuple(manifest.graphs[name]), flops=first.flops, bytes_moved=first.bytes
+        ))
+    return NetworkSummary(
+        name=network, parameters=manifest.parameters.get(network),
+        bytes_on_disk=sum(manifest.files[f].size for f in files), graphs=tuple(graphs),
+    )

@@ -1,0 +1,75 @@
+"""The stages of one bundle, opened: the only place that knows which networks a bundle has and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Self
+
+from arlon_rt.ar import TokenModel
+from arlon_rt.backends.session import Session, open_session
+from arlon_rt.bundle import Bundle
+from arlon_rt.dit import Denoiser
+from arlon_rt.graphs import graph_specs
+from arlon_rt.text import TextEncoder, Tokenizer
+from arlon_rt.vae import VAEDecoder, VAEEncoder
+from arlon_rt.vqvae import VQDecoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Every stage; `token_model` and `vq_decoder` are ``None`` in baseline mode."""
+
+    text_encoder: TextEncoder
+    token_model: TokenModel | None
+    vq_decoder: VQDecoder | None
+    denoiser: Denoiser
+    vae_encoder: VAEEncoder
+    vae_decoder: VAEDecoder
+    sessions: Mapping[str, Session]
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, backend: str, device: str, precision: str | None, threads: int | None) -> Self:
+        """Open every graph of a bundle; when one fails, those before it are closed."""
+        precision = precision or usual_precision(bundle, device)
+        with ExitStack() as on_error:
+            sessions: dict[str, Session] = {}
+            for graph in graph_specs(bundle.model):
+                sessions[graph] = open_session(
+                    bundle, graph, backend=backend, device=device, precision=precision, threads=threads
+                )
+                on_error.callback(sessions[graph].close)
+            stages = cls.of(bundle, sessions, precision)
+            on_error.pop_all()
+        return stages
+
+    @classmethod
+    def of(cls, bundle: Bundle, sessions: Mapping[str, Session], precision: str) -> Self:
+        """From sessions that are open already, one a graph."""
+        model = bundle.model
+        return cls(
+            text_encoder=TextEncoder(
+                sessions["text_encoder"], Tokenizer(bundle.tokenizer_path, model.text.vocab_size), model.text
+            ),
+            token_model=TokenModel(sessions["ar_prefix"], sessions["ar_step"], model.ar) if model.ar else None,
+            vq_decoder=VQDecoder(sessions["vq_decoder"], model.vq) if model.vq else None,
+            denoiser=Denoiser(
+                sessions["caption"], sessions.get("semantic"), sessions["dit"], model,
+                published_tables=model.dit.precision_tables == "bf16" and precision != "fp32",
+            ),
+            vae_encoder=VAEEncoder(sessions["vae_encoder"], model.vae),
+            vae_decoder=VAEDecoder(sessions["vae_decoder"], model.vae),
+            sessions=sessions,
+        )
+
+    def close(self) -> None:
+        """Close every graph."""
+        for session in self.sessions.values():
+            session.close()
+
+
+def usual_precision(bundle: Bundle, device: str) -> str:
+    """fp32 on a CPU, fp16 elsewhere, as far as the bundle has them."""
+    usual = "fp32" if device == "cpu" else "fp16"
+    return usual if usual in bundle.precisions else next(iter(bundle.precisions), usual)

@@ -1,0 +1,289 @@
+"""The command, run as a user runs it: what it makes, what it says, what it leaves behind when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from arlon_rt.cli import main
+from arlon_rt.doctor import examine
+from arlon_rt.video import part_of, read_video
+from tiny_bundle import write_tiny_bundle
+
+ONE_THREAD = ["--threads", "1"]   # more only wait for each other on graphs this small
+PROMPT = "a red circle moves right on a black background"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may damage."""
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+def generate(bundle: Path, output: Path, *arguments: str, prompt: str | None = PROMPT) -> int:
+    prompts = [] if prompt is None else [prompt]
+    return main(["generate", *prompts, "-o", str(output), "--bundle", str(bundle), *ONE_THREAD, *arguments])
+
+
+def run(code: str, *argv: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", textwrap.dedent(code), *argv]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+def test_a_prompt_becomes_a_video(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(bundle, tmp_path / "out.mp4", "--num-frames", "17") == 0
+    video = read_video(tmp_path / "out.mp4")
+    assert video.frames.shape == (17, 32, 32, 3)
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{tmp_path / 'out.mp4'}: 17 frames, 0.71 s of video in ")
+    assert "segment 1/1: denoising" in err
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_the_file_says_how_to_make_it_again(bundle: Path, tmp_path: Path) -> None:
+    generate(bundle, tmp_path / "out.mp4", "--seed", "7", "--steps", "3", "--quiet")
+    metadata = read_video(tmp_path / "out.mp4").metadata
+    comment = json.loads(metadata["comment"])
+    assert metadata["title"] == PROMPT
+    assert comment["prompts"] == [{"seconds": 0.0, "prompt": PROMPT}]
+    assert (comment["options"]["seed"], comment["options"]["num_inference_steps"]) == (7, 3)
+    assert len(comment["bundle"]) == 64
+
+
+def test_the_same_seed_gives_the_same_file_and_seed_steps_and_prompt_change_it(bundle: Path, tmp_path: Path) -> None:
+    variants = {
+        "first": [], "again": [], "seed": ["--seed", "1"], "steps": ["--steps", "3"], "prompt": [],
+    }
+    content, frames = {}, {}
+    for name, arguments in variants.items():
+        path = tmp_path / f"{name}.mp4"
+        generate(bundle, path, "--quiet", *arguments, prompt="a blue square" if name == "prompt" else PROMPT)
+        content[name], frames[name] = path.read_bytes(), read_video(path).frames.tobytes()
+    assert content["first"] == content["again"]
+    assert len({frames[name] for name in ("first", "seed", "steps", "prompt")}) == 4
+
+
+def test_seconds_and_num_frames_say_the_same_length(bundle: Path, tmp_path: Path) -> None:
+    for name, length in (("s", ["--seconds", "0.5"]), ("n", ["--num-frames", "12"])):
+        generate(bundle, tmp_path / f"{name}.mp4", "--quiet", *length)
+    assert (tmp_path / "s.mp4").read_bytes() == (tmp_path / "n.mp4").read_bytes()
+
+
+def test_prompts_may_change_with_time_from_arguments_or_a_file(bundle: Path, tmp_path: Path) -> None:
+    story = tmp_path / "story.json"
+    story.write_text('[{"seconds": 0, "prompt": "a red circle"}, {"seconds": 2, "prompt": "a blue square"}]')
+    length = ["--num-frames", "119", "--quiet"]
+    generate(bundle, tmp_path / "file.mp4", "--prompts", str(story), *length, prompt=None)
+    spoken = ["--prompt", "0:a red circle", "--prompt", "2:a blue square"]
+    generate(bundle, tmp_path / "arguments.mp4", *spoken, *length, prompt=None)
+    generate(bundle, tmp_path / "one.mp4", *length, prompt="a red circle")
+    by_name = {name: read_video(tmp_path / f"{name}.mp4").frames for name in ("file", "arguments", "one")}
+    assert (by_name["file"] == by_name["arguments"]).all()
+    assert (by_name["file"][:60] == by_name["one"][:60]).mean() > 0.9
+    assert (by_name["file"] != by_name["one"]).any()
+
+
+def test_json_prints_events_and_a_summary(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(bundle, tmp_path / "out.mp4", "--json") == 0
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [lines[0]["event"], lines[-1]["event"]] == ["started", "summary"]
+    assert {"progress", "chunk_ready", "finished"} <= {line["event"] for line in lines}
+    assert lines[-1]["file"] == str(tmp_path / "out.mp4")
+    assert (lines[-1]["num_frames"], lines[-1]["stopped"], err) == (17, False, "")
+
+
+def test_quiet_prints_nothing(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(bundle, tmp_path / "out.mp4", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_generating_uses_no_network_and_no_torch(bundle: Path, tmp_path: Path) -> None:
+    code = """
+        import sys
+        def refuse(event, args):
+            if event.startswith("socket."):
+                raise RuntimeError(f"network: {event} {args}")
+        sys.addaudithook(refuse)
+        from arlon_rt.cli import main
+        code = main(sys.argv[1:])
+        print(*sorted({"torch", "transformers", "onnx", "diffusers"} & sys.modules.keys()), file=sys.stderr, end="")
+        sys.exit(code)
+    """
+    command = ["generate", PROMPT, "-o", str(tmp_path / "out.mp4"), "--bundle", str(bundle), "--quiet", *ONE_THREAD]
+    done = run(code, *command)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> None:
+    """One line on stderr that holds ``words``, nothing on stdout, exit 2."""
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith("arlon-rt: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompt", "words"),
+    [
+        ([], "", ["prompt is ''"]),
+        ([], None, ["there is no prompt"]),
+        (["--prompt", "0:a red circle"], PROMPT, ["more than once"]),
+        (["--prompt", "2:a red circle"], None, ["must start at 0"]),
+        (["--prompts", "gone.json"], None, ["gone.json", "cannot be read"]),
+        (["--steps", "0"], PROMPT, ["num_inference_steps is 0", "1"]),
+        (["--steps", "many"], PROMPT, ["--steps", "many"]),
+        (["--seconds", "0"], PROMPT, ["seconds is 0"]),
+        (["--seconds", "nan"], PROMPT, ["seconds is nan"]),
+        (["--seconds", "1", "--num-frames", "24"], PROMPT, ["not allowed with"]),
+        (["--num-frames", "0"], PROMPT, ["num_frames is 0"]),
+        (["--guidance-scale", "nan"], PROMPT, ["guidance_scale is nan"]),
+        (["--top-p", "1.5"], PROMPT, ["top_p is 1.5"]),
+        (["--threads", "0"], PROMPT, ["threads is 0"]),
+        (["--fast"], PROMPT, ["--fast"]),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_leaves_nothing(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], prompt: str | None,
+    words: list[str],
+) -> None:
+    refused(capsys, generate(bundle, tmp_path / "out.mp4", *arguments, prompt=prompt), *words)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("output", ["gone/out.mp4", "out.avi", "."])
+def test_an_unwritable_output_is_one_line_before_any_work(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    refused(capsys, generate(bundle, tmp_path / output), "output")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_bundle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, generate(tmp_path / "gone", tmp_path / "out.mp4"), "gone", "does not exist")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_manifest_that_points_outside_its_folder_is_one_line(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = (copy / "manifest.json").read_text()
+    (copy / "manifest.json").write_text(manifest.replace("onnx/dit.fp32.onnx", "../dit.fp32.onnx"))
+    refused(capsys, generate(copy, copy.parent / "out.mp4"), "../dit.fp32.onnx")
+    assert os.listdir(copy.parent) == ["copy"]
+
+
+@pytest.mark.parametrize("keep_size", [False, True], ids=["shorter", "zeroed"])
+@pytest.mark.parametrize("name", ["dit.fp32.onnx", "vae_decoder.fp32.onnx"])
+def test_a_damaged_graph_is_one_line(
+    copy: Path, capsys: pytest.CaptureFixture[str], name: str, keep_size: bool
+) -> None:
+    path = copy / "onnx" / name
+    content = path.read_bytes()
+    half = content[: len(content) // 2]
+    path.write_bytes(half.ljust(len(content), b"\0") if keep_size else half)
+    refused(capsys, generate(copy, copy.parent / "out.mp4", "--quiet"), name.partition(".")[0])
+    assert os.listdir(copy.parent) == ["copy"]
+
+
+def test_an_error_leaves_an_older_video_as_it_was(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = copy.parent / "out.mp4"
+    output.write_bytes(b"older")
+    (copy / "onnx" / "dit.fp32.onnx").unlink()
+    refused(capsys, generate(copy, output, "--quiet"), "dit.fp32.onnx")
+    assert output.read_bytes() == b"older"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_file_that_plays(bundle: Path, tmp_path: Path, signum: signal.Signals) -> None:
+    output = tmp_path / "long.mp4"
+    command = [sys.executable, "-m", "arlon_rt.cli", "generate", PROMPT, "-o", str(output), "--bundle", str(bundle)]
+    command += ["--seconds", "3600", "--json", *ONE_THREAD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "chunk_ready" and event["index"] > 40:
+                process.send_signal(signum)
+                break
+        rest = process.stdout.read()
+        assert process.wait(timeout=30) == 128 + signum
+    summary = json.loads(rest.splitlines()[-1])
+    assert summary["stopped"]
+    assert len(read_video(output).frames) == summary["num_frames"] > 40
+    assert not part_of(output).exists()
+
+
+def test_verify_passes_a_sound_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(bundle), "--deep"]) == 0
+    assert "no fault found" in capsys.readouterr().out
+
+
+def test_verify_names_the_damaged_file_and_exits_1(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy / "onnx" / "dit.data"
+    path.write_bytes(path.read_bytes()[::-1])
+    assert main(["verify", str(copy)]) == 1
+    assert "onnx/dit.data" in capsys.readouterr().out
+
+
+def test_inspect_names_every_graph(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(bundle)]) == 0
+    out = capsys.readouterr().out
+    for graph in ("text_encoder", "ar_step", "vq_decoder", "semantic", "dit", "vae_decoder"):
+        assert graph in out
+
+
+def test_doctor_names_the_runtime_that_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
+    sound = not any(check.status == "error" for check in examine())
+    assert main(["doctor"]) == (0 if sound else 1)
+    assert "onnxruntime" in capsys.readouterr().out
+
+
+def test_bench_prints_a_row_for_each_stage(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--bundle", str(bundle), "--runs", "1", *ONE_THREAD]) == 0
+    out = capsys.readouterr().out
+    for row in ("denoising", "decoding frames", "total", "real time"):
+        assert row in out
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect", "verify", "bench", "doctor"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: arlon-rt {command}")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for command in ("generate", "inspect", "verify", "bench", "doctor", "export", "parity"):
+        assert f"\n  {command} " in out
+
+
+def test_an_unknown_command_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, main(["genrate"]), "'genrate'", "generate, inspect")
+
+
+def test_a_command_whose_extra_is_missing_says_what_to_install() -> None:
+    code = """
+        import sys
+        sys.modules["torch"] = None   # importing it raises ModuleNotFoundError
+        from arlon_rt.cli import main
+        sys.exit(main(["parity", "nowhere"]))
+    """
+    done = run(code)
+    assert done.returncode == 2
+    assert done.stderr == "arlon-rt: parity needs torch, which is not installed: pip install 'arlon-rt[export]'\n"

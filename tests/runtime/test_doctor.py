@@ -1,0 +1,103 @@
+"""The doctor says what this machine can run and names a command for what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from arlon_rt.bundle import demo_bundle_path
+from arlon_rt.doctor import (
+    Check,
+    check_demo_bundle,
+    check_optional,
+    check_package,
+    check_providers,
+    check_python,
+    check_runtimes,
+    examine,
+)
+from arlon_rt.errors import BundleNotFoundError
+from tiny_bundle import write_tiny_bundle
+
+
+def test_everything_that_generation_needs_is_examined() -> None:
+    checks = {check.name: check for check in examine()}
+    assert {"python", "numpy", "av", "onnxruntime", "providers", "tensorrt", "demo bundle"} <= checks.keys()
+    assert all(checks[name].status == "ok" for name in ("python", "numpy", "av", "onnxruntime"))
+
+
+def test_every_fault_but_the_interpreter_comes_with_a_command() -> None:
+    assert all(check.command for check in examine() if check.status in ("error", "absent"))
+
+
+def test_no_onnxruntime_is_an_error_with_both_ways_to_install_one() -> None:
+    check = check_runtimes({})
+    assert check.status == "error"
+    assert check.command is not None
+    assert "arlon-rt[cpu]" in check.command
+    assert "arlon-rt[gpu]" in check.command
+
+
+def test_two_onnxruntimes_are_an_error_that_removes_both() -> None:
+    check = check_runtimes({"onnxruntime": "1.31.0", "onnxruntime-gpu": "1.31.0"})
+    assert check.status == "error"
+    assert check.command == 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "arlon-rt[gpu]"'
+
+
+@pytest.mark.parametrize(("version", "status"), [
+    ("1.31.0", "ok"), ("1.100.0rc1", "ok"), ("2.0", "ok"), ("1.30.9", "error"), ("strange", "error"),
+])
+def test_an_onnxruntime_must_be_new_enough(version: str, status: str) -> None:
+    assert check_runtimes({"onnxruntime": version}).status == status
+
+
+def test_a_gpu_runtime_without_cuda_is_a_warning() -> None:
+    found = {"onnxruntime-gpu": "1.31.0"}
+    assert check_providers(found, ["CPUExecutionProvider"]).status == "warning"
+    assert check_providers(found, ["CUDAExecutionProvider", "CPUExecutionProvider"]).message == "CUDA, CPU"
+
+
+def test_an_old_python_is_an_error() -> None:
+    assert check_python((3, 10, 1)).status == "error"
+    assert check_python((3, 14, 0)).status == "ok"
+
+
+def test_a_package_that_is_not_there_names_its_command() -> None:
+    assert check_package("no_such_module", "no-such") == Check(
+        name="no-such", status="error", message="not installed", command="pip install no-such"
+    )
+    assert check_optional("no_such.module", "arlon-rt[x]").status == "absent"
+
+
+def test_the_demo_bundle_is_opened_and_hashed(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path)
+    assert check_demo_bundle(lambda: folder).status == "ok"
+    (folder / "onnx" / "dit.data").write_bytes(bytes(512))
+    check = check_demo_bundle(lambda: folder)
+    assert check.status == "error"
+    assert "onnx/dit.data" in check.message
+
+
+def test_a_missing_demo_bundle_is_an_error_and_not_an_exception() -> None:
+    def find() -> Path:
+        raise BundleNotFoundError("the demo bundle is not installed")
+
+    assert check_demo_bundle(find).message == "the demo bundle is not installed"
+
+
+@pytest.mark.skipif((Path(demo_bundle_path.__code__.co_filename).parent / "demo_bundle").exists(), reason="it is there")
+def test_an_installation_without_demo_bundle_asks_for_a_path() -> None:
+    with pytest.raises(BundleNotFoundError, match="--bundle PATH"):
+        demo_bundle_path()
+
+
+def test_examining_imports_no_backend_but_onnxruntime() -> None:
+    code = "import sys, arlon_rt.doctor as d; d.examine(); print({'tensorrt', 'torch', 'av'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=_RUNTIME)
+    assert done.stdout.strip() == "set()"
+
+
+_RUNTIME = Path(demo_bundle_path.__code__.co_filename).parent.parent

@@ -1,0 +1,45 @@
+"""The library's public names: those that docs/library.md states, all documented."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import arlon_rt
+
+LIBRARY = Path(__file__).parent.parent / "docs" / "library.md"
+CLASSES = [name for name in arlon_rt.__all__ if inspect.isclass(getattr(arlon_rt, name))]
+
+
+def test_the_public_names_are_those_the_documentation_states() -> None:
+    stated = re.findall(r"^\| `(\w+)`", LIBRARY.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(stated) == sorted(arlon_rt.__all__)
+
+
+def test_the_names_are_what_dir_shows() -> None:
+    assert set(arlon_rt.__all__) <= set(dir(arlon_rt))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Pipelin'"):
+        _ = arlon_rt.Pipelin
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_each_class_and_each_of_its_public_methods_is_documented(name: str) -> None:
+    kind = getattr(arlon_rt, name)
+    assert kind.__doc__
+    assert not kind.__doc__.startswith(f"{name}("), "the docstring is the one that dataclass makes up"
+    for attribute, value in vars(kind).items():
+        if not attribute.startswith("_") and (callable(value) or isinstance(value, classmethod | staticmethod)):
+            assert inspect.getdoc(getattr(kind, attribute)), f"{name}.{attribute} has no docstring"
+
+
+def test_the_example_of_the_documentation_uses_real_names() -> None:
+    for block in re.findall(r"```python\n(.*?)```", LIBRARY.read_text(encoding="utf-8"), re.DOTALL):
+        compile(block, str(LIBRARY), "exec")
+        for names in re.findall(r"^from arlon_rt import (.+)$", block, re.MULTILINE):
+            assert set(names.replace(" ", "").split(",")) <= set(arlon_rt.__all__)
