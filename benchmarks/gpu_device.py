@@ -78,18 +78,19 @@ class CudaDevice:
         import onnxruntime
 
         onnxruntime.preload_dlls()  # takes the CUDA and cuDNN libraries that torch has loaded
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         _tf32(True)
 
     def describe(self) -> dict[str, str]:
         properties = torch.cuda.get_device_properties(0)
         return {
             "device": properties.name, "memory_gib": f"{properties.total_memory / 2**30:.0f}",
-            "driver": _driver(), "cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version()),
+            "driver": _driver(), "cuda": str(torch.version.cuda),
+            "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
         }
 
     def milliseconds(self, call: Call) -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         start.record()
         call()
@@ -123,10 +124,7 @@ def ceilings(device: Device, smoke: bool) -> dict[str, float]:
     }
     with device.exact_float32():
         found["ieee_fp32"] = _product(device, size, torch.float32)
-    source = torch.ones(1 << (22 if smoke else 30), dtype=torch.uint8, device=device.name)
-    target = torch.empty_like(source)
-    found["copy_gb_s"] = 2 * source.numel() / 1e6 / _best(device, lambda: target.copy_(source))
-    del source, target
+    found["copy_gb_s"] = _copy(device, 1 << (22 if smoke else 30))
     device.release()
     return found
 
@@ -135,6 +133,12 @@ def _product(device: Device, size: int, dtype: torch.dtype) -> float:
     left, right = (torch.randn(size, size, device=device.name).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
     return 2 * size**3 / 1e9 / _best(device, lambda: torch.mm(left, right, out=out))
+
+
+def _copy(device: Device, size: int) -> float:
+    source = torch.ones(size, dtype=torch.uint8, device=device.name)
+    target = torch.empty_like(source)
+    return 2 * size / 1e6 / _best(device, lambda: target.copy_(source))
 
 
 def _best(device: Device, call: Call, repeats: int = 20) -> float:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 import torch
-from arlon_export.checkpoint import build_module
-from arlon_export.to_onnx import export_graph
 from torch import nn
 
+from arlon_export.checkpoint import build_module
+from arlon_export.to_onnx import export_graph
 from arlon_rt.bundle import Bundle, write_manifest
 from arlon_rt.config import (
     ARConfig,
@@ -61,14 +59,11 @@ SMALL = ModelConfig(
     injection=InjectionConfig(layers=(0,)),
     vae=VAEConfig(
         block_out_channels=(16, 16, 16, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.18215,
-        filters=16, num_res_blocks=1, channel_multipliers=(1, 1, 2), temporal_downsample=(False, True, True),
+        filters=16, num_res_blocks=1, channel_multipliers=(1, 1, 2, 2), temporal_downsample=(False, True, True),
     ),
     video=VideoConfig(height=48, width=64, segment_frames=34),
 )
 """The same networks at widths of 16 and 32, for ``--smoke``."""
-
-SMOKE_GRAPHS = ("ar_step", "vq_decoder", "caption")
-"""What the stand-in bundle of ``--smoke`` holds, in fp32."""
 
 WEIGHT_GAIN = 0.5
 """Standard deviation of a random weight times the root of its fan-in: activations stay near 1, in reach of fp16."""
@@ -107,18 +102,18 @@ class BundleSubject:
     name = "bundle"
 
     def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+        self.bundle = bundle
         self.model = bundle.model
 
     def rows(self) -> list[tuple[str, str]]:
-        graphs = self._bundle.manifest.graphs
+        graphs = self.bundle.manifest.graphs
         return [(g, p) for p in ("fp16", "fp32") for g in graph_specs(self.model) if p in graphs.get(g, ())]
 
     def case(self, graph: str, precision: str) -> Case:
         spec = graph_specs(self.model)[graph]
         network = build_module(self.model, spec.network).eval().requires_grad_(False)
-        read_weights(network, self._bundle.graph_file(graph, precision))
-        return Case(self._bundle, spec, precision, network.half() if precision == "fp16" else network)
+        read_weights(network, self.bundle.graph_file(graph, precision))
+        return Case(self.bundle, spec, precision, network.half() if precision == "fp16" else network)
 
 
 class RandomSubject:
@@ -138,7 +133,7 @@ class RandomSubject:
     def case(self, graph: str, precision: str) -> Case:
         spec = graph_specs(self.model)[graph]
         network = self._network(spec.network)
-        return Case(export_bundle(self._folder / graph, self.model, {spec: network}, precision), spec, precision, network)
+        return Case(export_bundle(self._folder / graph, self.model, spec, network, precision), spec, precision, network)
 
     def _network(self, name: str) -> nn.Module:
         if self._last is None or self._last[0] != name:
@@ -147,8 +142,21 @@ class RandomSubject:
         return self._last[1].cpu()
 
 
+class StandInSubject(RandomSubject):
+    """What ``--smoke`` takes for a bundle where none is there: random graphs in fp32, read back from their files."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        return [(g, "fp32") for g in ("ar_step", "vq_decoder", "caption")]
+
+    def _network(self, name: str) -> nn.Module:
+        return random_network(self.model, name, self._device)
+
+    def case(self, graph: str, precision: str) -> Case:
+        return BundleSubject(super().case(graph, precision).bundle).case(graph, precision)
+
+
 def random_network(model: ModelConfig, name: str, device: str) -> nn.Module:
-    """A network with random weights that keep activations near 1 at any size, made on ``device``, handed over on the CPU."""
+    """A network whose random weights keep activations near 1; made on ``device``, handed over on the CPU."""
     torch.manual_seed(0)
     with torch.device(device):
         network = build_module(model, name).eval().requires_grad_(False)
@@ -161,28 +169,20 @@ def random_network(model: ModelConfig, name: str, device: str) -> nn.Module:
     return network.cpu()
 
 
-def export_bundle(folder: Path, model: ModelConfig, networks: Mapping[GraphSpec, nn.Module], precision: str) -> Bundle:
-    """A bundle that holds these graphs of ``model``."""
+def export_bundle(folder: Path, model: ModelConfig, spec: GraphSpec, network: nn.Module, precision: str) -> Bundle:
+    """A bundle that holds one graph of ``model``, so that the session that ships can open it."""
     (folder / "onnx").mkdir(parents=True)
-    graphs = {}
-    for spec, network in networks.items():
-        file, weights = f"onnx/{spec.name}.{precision}.onnx", f"{spec.name}.data"
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")  # of the exporter, which warns about itself
-            graph = export_graph(model, spec, network, half=precision == "fp16")
-        ir.save(graph, folder / file, external_data=weights)
-        data = (f"onnx/{weights}",) if (folder / "onnx" / weights).exists() else ()
-        graphs[spec.name] = {precision: GraphEntry(
-            file=file, data=data, inputs=signature(spec.inputs, precision), outputs=signature(spec.outputs, precision),
-        )}
-    write_manifest(folder, model=model, defaults={"num_frames": 17}, graphs=graphs)
+    file, weights = f"onnx/{spec.name}.{precision}.onnx", f"{spec.name}.data"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own insides
+        graph = export_graph(model, spec, network, half=precision == "fp16")
+    ir.save(graph, folder / file, external_data=weights)
+    entry = GraphEntry(
+        file=file, data=(f"onnx/{weights}",) if (folder / "onnx" / weights).exists() else (),
+        inputs=signature(spec.inputs, precision), outputs=signature(spec.outputs, precision),
+    )
+    write_manifest(folder, model=model, defaults={"num_frames": 17}, graphs={spec.name: {precision: entry}})
     return Bundle.open(folder)
-
-
-def small_bundle(folder: Path) -> Bundle:
-    """A bundle of random weights, which ``--smoke`` takes where no other is there."""
-    specs = [graph_specs(SMALL)[g] for g in SMOKE_GRAPHS]
-    return export_bundle(folder, SMALL, {s: random_network(SMALL, s.network, "cpu") for s in specs}, "fp32")
 
 
 def read_weights(network: nn.Module, file: Path) -> None:
@@ -194,7 +194,7 @@ def read_weights(network: nn.Module, file: Path) -> None:
 
 
 def weight_bytes(case: Case) -> int:
-    """Bytes of weights that one run reads in this precision; tables of which a Gather takes a few rows count nothing."""
+    """Bytes of weights one run reads in this precision; tables of which a Gather takes a few rows count nothing."""
     width = 2 if case.precision == "fp16" else 4
     names = case.network.state_dict()
     values = [v for n, v in ir.load(case.file).graph.initializers.items() if n in names]

@@ -22,6 +22,7 @@ from arlon_rt.config import ModelConfig, from_json, to_json
 from arlon_rt.errors import BundleError, BundleNotFoundError
 
 TOKENIZER = "tokenizer.model"
+NETWORKS = ("text", "ar", "vq", "dit", "vae")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +104,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise BundleNotFoundError(f"{folder} is not a checkpoint: it has no config.json")
     tokenizer = folder / TOKENIZER
     return Checkpoint(
-        model=from_json(ModelConfig, _read_json(folder / "config.json"), "config.json"),
+        model=from_json(ModelConfig, read_json(folder / "config.json"), "config.json"),
         weights={name: folder / f"{name}.safetensors" for name in NETWORKS if (folder / f"{name}.safetensors").is_file()},
         tokenizer=tokenizer if tokenizer.is_file() else None,
-        defaults=_read_json(folder / "defaults.json"),
-        provenance=_read_json(folder / "provenance.json"),
+        defaults=read_json(folder / "defaults.json"),
+        provenance=read_json(folder / "provenance.json"),
     )
-
-
-NETWORKS = ("text", "ar", "vq", "dit", "vae")
 
 
 def write_checkpoint(
@@ -136,7 +134,7 @@ def write_weights(folder: Path, network: str, state_dict: Mapping[str, Tensor], 
     save_file(tensors, folder / f"{network}.safetensors")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

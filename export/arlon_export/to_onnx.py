@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import warnings
 
+import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants_ir
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim
 
+from arlon_export.errors import ExportError
 from arlon_export.feeds import numpy_dtype, random_feed, trace_sizes
 from arlon_export.wrappers import NAMED, PREFIX, GraphModule
 from arlon_rt.config import ModelConfig
-from arlon_rt.graphs import GraphSpec, TensorSpec
+from arlon_rt.graphs import GraphSpec
 
 OPSET = 24
 TRACE_SEED = 0
-
-
-class ExportError(RuntimeError):
-    """An exported graph is not what graphs.py promises, or does not compute what its torch module computes."""
 
 
 def export_graph(c: ModelConfig, spec: GraphSpec, network: nn.Module, *, half: bool) -> ir.Model:
@@ -33,17 +32,7 @@ def export_graph(c: ModelConfig, spec: GraphSpec, network: nn.Module, *, half: b
     Raises:
         ExportError: an input is unused, or an output does not end as the contract asks.
     """
-    feed = random_feed(c, spec, trace_sizes(c, spec), half=half, seed=TRACE_SEED)
-    program = torch.onnx.export(
-        GraphModule(spec, network).eval(),
-        tuple(torch.from_numpy(feed[t.name]) for t in spec.inputs),
-        dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
-        dynamic_shapes=(_dynamic_shapes(spec),),
-        input_names=[t.name for t in spec.inputs],
-        output_names=[*(t.name for t in spec.outputs), *_named(spec)],
-    )
-    assert program is not None
-    model = program.model
+    model = _trace(c, spec, network, half)
     weights = _name_weights(model)
     _simplify(model, weights)
     _take_named_from_outputs(model, spec)
@@ -52,9 +41,44 @@ def export_graph(c: ModelConfig, spec: GraphSpec, network: nn.Module, *, half: b
     return model
 
 
-def weight_names(model: ir.Model) -> set[str]:
-    """Initialisers that come from the state dict."""
-    return {name for name, value in model.graph.initializers.items() if value.metadata_props.get("weight")}
+def weight_names(model: ir.Model, network: nn.Module) -> set[str]:
+    """Initialisers that are weights of ``network``: its state dict, and buffers it makes itself."""
+    own = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    return own & set(model.graph.initializers)
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The protobuf as it ships: of the inner tensors only the named ones keep their shapes on record."""
+    proto = ir.to_proto(model)
+    kept = [v for v in proto.graph.value_info if v.name in NAMED.values()]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+    return proto
+
+
+def _trace(c: ModelConfig, spec: GraphSpec, network: nn.Module, half: bool) -> ir.Model:
+    feed = random_feed(c, spec, trace_sizes(c, spec), half=half, seed=TRACE_SEED)
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)  # it reports each export that torchvision is not installed
+        with warnings.catch_warnings():
+            # torch 2.13: an axis that several inputs share is reported as a name not used; and its own deprecations
+            warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            program = torch.onnx.export(
+                GraphModule(spec, network).eval(),
+                tuple(torch.from_numpy(feed[t.name]) for t in spec.inputs),
+                dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
+                dynamic_shapes=(_dynamic_shapes(spec),),
+                input_names=[t.name for t in spec.inputs],
+                output_names=[*(t.name for t in spec.outputs), *_named(spec)],
+            )
+    finally:
+        log.setLevel(level)
+    assert program is not None
+    return program.model
 
 
 def _named(spec: GraphSpec) -> list[str]:
@@ -108,9 +132,6 @@ def _simplify(model: ir.Model, weights: set[str]) -> None:
     passes.RemoveUnusedFunctionsPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
-    for name, value in model.graph.initializers.items():
-        if name in weights:
-            value.metadata_props["weight"] = "1"
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:

@@ -30,6 +30,8 @@ class Schedule:
     batch_size: int
     learning_rate: float
     warmup_steps: int = 100
+    restart: int = 0
+    """Step at which a second phase begins: the learning rate warms up and falls anew."""
     weight_decay: float = 0.01
     ema: float = 0.999
     gradient_clip: float = 1.0
@@ -57,6 +59,13 @@ class Recipe:
 def rng(seed: int, *keys: int) -> np.random.Generator:
     """The random stream of one step: resuming draws what the uninterrupted run would have drawn."""
     return np.random.default_rng([seed, *keys])
+
+
+def learning_rate(s: Schedule, step: int) -> float:
+    """Linear warm-up, then a cosine to a fiftieth; each phase has its own."""
+    first, end = (s.restart, s.steps) if step >= s.restart else (0, s.restart)
+    warm = min(1.0, (step - first + 1) / s.warmup_steps)
+    return s.learning_rate * warm * (0.51 + 0.49 * math.cos(math.pi * (step - first) / (end - first)))
 
 
 class Averaged:
@@ -149,7 +158,7 @@ def train(
     with Progress(*columns) as progress:
         task = progress.add_task(stage, total=end, completed=start, loss="")
         for step in range(start, end):
-            rate = s.learning_rate * min(1.0, (step + 1) / s.warmup_steps) * (0.5 + 0.5 * math.cos(math.pi * step / s.steps) + 0.02) / 1.02
+            rate = learning_rate(s, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with torch.autocast(torch.device(args.device).type, torch.bfloat16):

@@ -19,7 +19,7 @@ from arlon_rt import flow, noise
 from arlon_rt.ar import Sampling, TokenStream
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.dit import View
-from arlon_rt.errors import ArlonError
+from arlon_rt.errors import ArlonError, OptionsError
 from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Stage, Started
 from arlon_rt.options import GenerateOptions, ResolvedOptions, Timeline
 from arlon_rt.prompts import Text
@@ -110,7 +110,9 @@ class Pipeline:
                 self._stages.text_encoder.caption(wanted)
         view = self._view(resolved)
         tokens = self._token_stream(resolved, view)
-        return self._reported(prompts, resolved, view, tokens, on_event or (lambda event: None))
+        segments = plan(resolved.num_frames, self.bundle.model)
+        _check_all_shown(prompts, segments, resolved.fps)
+        return self._reported(segments, prompts, resolved, view, tokens, on_event or (lambda event: None))
 
     def generate(
         self, prompt: Prompts, options: GenerateOptions = USUAL, *, on_event: OnEvent | None = None
@@ -142,7 +144,7 @@ class Pipeline:
         before: NDArray[np.uint8] | None = None
         for segment in segments:
             progress = _Reporter(report, segment.index)
-            text = stages.text_encoder.encode(prompts.at(segment.start(options.fps)))
+            text = stages.text_encoder.encode(prompts.at(segment.middle(options.fps)))
             progress("text", 1, 1)
             coarse = self._coarse(tokens, text, negative, segment, view, progress) if tokens else None
             latents, mask = self._initial_latents(segment, before, view, options.seed)
@@ -216,12 +218,12 @@ class Pipeline:
         )
 
     def _reported(
-        self, prompts: Timeline, options: ResolvedOptions, view: View, tokens: TokenStream | None, report: OnEvent
+        self, segments: list[Segment], prompts: Timeline, options: ResolvedOptions, view: View,
+        tokens: TokenStream | None, report: OnEvent,
     ) -> Iterator[Chunk]:
         """The generation between its first and its last event."""
         begun, unit = time.monotonic(), self.bundle.model.vae.space_stride
         with self._one_at_a_time():
-            segments = plan(options.num_frames, self.bundle.model)
             report(Started(
                 num_frames=options.num_frames, fps=options.fps, segments=len(segments),
                 height=unit * view.latent_height, width=unit * view.latent_width,
@@ -258,6 +260,18 @@ class _Reporter:
 
     def of(self, stage: Stage) -> Callable[[int, int], None]:
         return lambda done, total: self(stage, done, total)
+
+
+def _check_all_shown(prompts: Timeline, segments: list[Segment], fps: float) -> None:
+    """Every prompt holds at some segment's middle; one that would silently never be seen is an error."""
+    shown = {prompts.at(segment.middle(fps)) for segment in segments}
+    starts = ", ".join(f"{segment.frames.start / fps:.2f}" for segment in segments[:8])
+    for seconds, prompt in prompts.entries:
+        if prompt not in shown:
+            raise OptionsError(
+                f"prompt {prompt!r:.60} at {seconds:g} seconds would never be shown; a prompt holds for whole segments, "
+                f"which begin at {starts}{', …' if len(segments) > 8 else ''} seconds: move it or make the video longer"
+            )
 
 
 def _renoise(segment: Segment, shape: tuple[int, ...], seed: int) -> Callable[[int], NDArray[np.float32]]:

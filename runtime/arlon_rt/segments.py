@@ -30,9 +30,9 @@ class Segment:
         offset = self.latents.start % stride
         return slice(offset, offset + len(self.latents))
 
-    def start(self, fps: float) -> float:
-        """Seconds at which its new frames begin; the prompt that holds then is the segment's prompt."""
-        return self.frames.start / fps
+    def middle(self, fps: float) -> float:
+        """Seconds at the middle of its new frames; the prompt that holds then is the segment's prompt."""
+        return (self.frames.start + self.frames.stop) / 2 / fps
 
 
 def plan(num_frames: int, model: ModelConfig) -> list[Segment]:

@@ -1,4 +1,4 @@
-"""Position tables of the diffusion transformer, made on the host once a resolution: spatial sin-cos and temporal rotary."""
+"""Position tables of the diffusion transformer, made on the host once a resolution: sin-cos in space, rotary in time."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def position_table(
     """The 2-D sin-cos table added to the patches of every frame: (grid_height * grid_width, hidden_size), row-major.
 
     Open-Sora v1.2 (spec 5.3): with ``scale = sqrt(height * width) / input_sq_size`` and ``base = round(sqrt(patches))``,
-    column c stands at ``c / scale * base / grid_width`` and row r at ``r / scale * base / grid_height``. The first half
-    of the channels is [sin, cos] of the column, the second half of the row, over ``hidden_size / 4`` frequencies.
+    column c stands at ``c / scale * base / grid_width`` and row r at ``r / scale * base / grid_height``. The first
+    half of the channels is [sin, cos] of the column, the second half of the row, over ``hidden_size / 4`` frequencies.
 
     Args:
         grid_height, grid_width: patches along each side.
@@ -38,8 +38,8 @@ def position_table(
         input_sq_size: side in pixels at which ``scale`` is 1.
         published_bf16: frequencies, pixel sizes and table rounded as the published bfloat16 run had them (spec 5.4).
     """
-    _require(hidden_size > 0 and hidden_size % 4 == 0, f"hidden_size is {hidden_size}; it must be a positive multiple of 4")
-    _require(min(grid_height, grid_width) >= 1, f"the patch grid is {grid_height}x{grid_width}; it must be 1x1 or larger")
+    _require(hidden_size > 0 and hidden_size % 4 == 0, f"hidden_size is {hidden_size}; it must be a multiple of 4")
+    _require(min(grid_height, grid_width) >= 1, f"the patch grid is {grid_height}x{grid_width}; 1x1 is the smallest")
     _require(min(height, width) > 0, f"the video is {height}x{width} pixels; both must be positive")
     half = hidden_size // 2
     frequencies = (POSITION_PERIOD ** -(np.arange(0, half, 2) / half)).astype(np.float32)
@@ -78,7 +78,8 @@ def rotary_tables(
         turns = (theta ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     else:
         turns = np.asarray(frequencies, np.float32)
-        _require(turns.shape == (head_dim // 2,), f"frequencies has {turns.size} entries; head_dim {head_dim} needs {head_dim // 2}")
+        half = head_dim // 2
+        _require(turns.shape == (half,), f"frequencies has {turns.size} entries; head_dim {head_dim} needs {half}")
     positions = np.arange(frames, dtype=np.float32)[:, None]
     if not published_bf16:
         angles = positions * turns

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -94,6 +96,36 @@ def test_prompts_may_change_with_time_from_arguments_or_a_file(bundle: Path, tmp
     assert (by_name["file"] == by_name["arguments"]).all()
     assert (by_name["file"][:60] == by_name["one"][:60]).mean() > 0.9
     assert (by_name["file"] != by_name["one"]).any()
+
+
+def test_a_terminal_gets_bars_and_ends_with_the_result(bundle: Path, tmp_path: Path) -> None:
+    screen, terminal = pty.openpty()
+    command = [sys.executable, "-m", "arlon_rt.cli", "generate", PROMPT, "-o", "out.mp4", "--bundle", str(bundle)]
+    with subprocess.Popen([*command, *ONE_THREAD], cwd=tmp_path, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):   # how Linux says that the other end of a terminal has closed
+            while piece := os.read(screen, 65536):
+                shown += piece
+    os.close(screen)
+    assert process.returncode == 0
+    assert "segment 1/1: denoising" in shown.decode()
+    assert "out.mp4: 17 frames" in shown.decode().splitlines()[-1]
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_file_under_the_final_name(bundle: Path, tmp_path: Path) -> None:
+    code = """
+        import resource, sys
+        from arlon_rt.cli import main
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        sys.exit(main(sys.argv[1:]))
+    """
+    output = tmp_path / "out.mp4"
+    request = ["generate", PROMPT, "-o", str(output), "--bundle", str(bundle), "--seconds", "60", "--quiet"]
+    done = run(code, *request, *ONE_THREAD)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "cannot be written: File too large; the " in done.stderr
+    assert not output.exists()
 
 
 def test_json_prints_events_and_a_summary(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

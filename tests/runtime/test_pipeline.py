@@ -282,3 +282,9 @@ def test_every_public_name_is_there_and_documented() -> None:
     assert dir(arlon_rt) == arlon_rt.__all__
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = arlon_rt.Nothing
+
+
+def test_a_prompt_that_no_segment_would_show_is_refused_at_once(pipeline: Pipeline) -> None:
+    late = [(0.0, "a red circle"), (60.0, "a blue square")]
+    with pytest.raises(OptionsError, match="at 60 seconds would never be shown.*begin at 0.00, 2.83"):
+        pipeline.stream(late, GenerateOptions(num_frames=119))

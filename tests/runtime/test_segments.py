@@ -61,8 +61,8 @@ def test_code_frames_cover_each_window_and_no_more(num_frames: int, stride: int)
         assert codes[-1] == segment.latents[-1] // stride
 
 
-def test_segments_start_at_their_new_frames() -> None:
-    assert [s.start(17) for s in plan(200, TINY)] == [0, 4, 7, 10]
+def test_a_segments_middle_is_that_of_its_new_frames() -> None:
+    assert [s.middle(17) for s in plan(221, TINY)] == [2, 5.5, 8.5, 11.5]
 
 
 def test_a_segment_that_is_no_whole_number_of_chunks_is_refused() -> None:

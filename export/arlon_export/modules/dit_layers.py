@@ -51,7 +51,7 @@ class ScalarEmbedder(nn.Module):
         exponents = torch.arange(half, dtype=torch.float32, device=values.device) / half
         angles = values.float()[:, None] * torch.exp(-math.log(10_000.0) * exponents)
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        y: Tensor = self.mlp(sinusoid.to(self.mlp[0].weight.dtype))
+        y: Tensor = self.mlp(sinusoid.to(next(self.mlp.parameters()).dtype))
         return y
 
 
@@ -80,13 +80,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         # One row of batch * head heads: the operator then takes the tables as they are, without a copy a batch row.
         turned: Tensor = torch.onnx.ops.rotary_embedding(x.flatten(0, 1)[None], cos[None], sin[None], interleaved=True)
         return turned.reshape(x.shape)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(batch, token, head * head_dim) -> (batch, head, token, head_dim)."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], num_heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -126,13 +126,13 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, caption: Tensor) -> Tensor:
         """(batch, prompt, size) -> (2, batch, head, prompt, head_dim)."""
-        kv: Tensor = self.kv_linear(caption).unflatten(-1, (2, self.num_heads, -1))
-        return kv.permute(2, 0, 3, 1, 4)
+        kv: Tensor = self.kv_linear(caption)
+        return kv.reshape(*kv.shape[:-1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, caption_kv: Tensor, text_mask: Tensor) -> Tensor:
         """x (batch, token, size), caption_kv as `keys_values` gives it, text_mask (batch, prompt) bool -> as x."""
         query = split_heads(self.q_linear(x), self.num_heads)
-        key, value = caption_kv[0], caption_kv[1]
+        key, value = caption_kv.unbind(0)
         # ONNX Runtime's Attention does not broadcast a mask over queries.
         mask = text_mask[:, None, None, :].expand(-1, -1, x.shape[1], -1)
         y: Tensor = self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=mask)))

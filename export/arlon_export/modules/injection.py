@@ -29,11 +29,10 @@ class SemanticInjection(nn.Module):
 
     def __init__(self, config: DiTConfig, injection: InjectionConfig) -> None:
         super().__init__()
-        wrong = [layer for layer in injection.layers if not 0 <= layer < config.depth]
-        if wrong or len(set(injection.layers)) < len(injection.layers) or list(injection.layers) != sorted(injection.layers):
-            raise ValueError(
-                f"injection.layers is {injection.layers}; it must name block pairs 0..{config.depth - 1}, rising, each once"
-            )
+        layers = injection.layers
+        if list(layers) != sorted(set(layers)) or not all(0 <= layer < config.depth for layer in layers):
+            last = config.depth - 1
+            raise ValueError(f"injection.layers is {layers}; it must name block pairs 0..{last}, rising, once each")
         size = config.hidden_size
         hidden = int(size * injection.adapter_ratio)
         self.patch_proj = nn.Conv3d(config.in_channels, size, config.patch_size, stride=config.patch_size)

@@ -40,8 +40,8 @@ class RotaryFrequencies(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-        freqs = (config.rope_theta**-exponents).float() if config.rope_freqs is None else torch.tensor(config.rope_freqs)
-        self.freqs = nn.Parameter(freqs, requires_grad=False)
+        freqs = config.rope_theta**-exponents if config.rope_freqs is None else torch.tensor(config.rope_freqs)
+        self.freqs = nn.Parameter(freqs.float(), requires_grad=False)
 
     def forward(self, frames: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of frames 0, 1, …, each (frames, head_dim / 2)."""
@@ -59,10 +59,10 @@ class STDiT3(nn.Module):
     def __init__(self, config: DiTConfig, injection: InjectionConfig | None = None) -> None:
         super().__init__()
         if config.patch_size[0] != 1:
-            raise ValueError(f"dit.patch_size is {config.patch_size}; patches span one latent frame, so it must start with 1")
+            raise ValueError(f"dit.patch_size is {config.patch_size}; it must start with 1, one latent frame")
         if config.head_dim * config.num_heads != config.hidden_size or config.head_dim % 2:
             raise ValueError(
-                f"dit.hidden_size is {config.hidden_size} with {config.num_heads} heads; heads must share it evenly, each even"
+                f"dit.hidden_size is {config.hidden_size}; its {config.num_heads} heads must get an equal, even share"
             )
         size = config.hidden_size
         self.config = config
@@ -76,7 +76,7 @@ class STDiT3(nn.Module):
         self.temporal_blocks = nn.ModuleList(Block(config, temporal=True) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
         self.injection = SemanticInjection(config, injection) if injection else None
-        self._feature_row = {layer: row for row, layer in enumerate(injection.layers)} if injection else {}
+        self._injected = [self.temporal_blocks[layer] for layer in injection.layers] if injection else []
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -132,7 +132,8 @@ class STDiT3(nn.Module):
         """
         pixels = (float(height[0]), float(width[0]))
         if not bool((height == height[0]).all() and (width == width[0]).all()):
-            raise ValueError(f"height is {height.tolist()}, width {width.tolist()}; all rows of a batch must share one size")
+            sizes = f"height is {height.tolist()}, width {width.tolist()}"
+            raise ValueError(f"{sizes}; all rows of a batch must share one size")
         grid = self._grid(*latents.shape[3:])
         position = _cached_position(self.config, *grid, *pixels).to(latents.device)
         rotary = self.rope(latents.shape[2])
@@ -151,8 +152,9 @@ class STDiT3(nn.Module):
         level = timestep / NUM_TIMESTEPS
         renoised = (1 - level) * latents + level * noise
         latents = torch.where(noise_mask[None, None, :, None, None], renoised, latents)
+        rotary = (rotary_cos, rotary_sin)
         out = self._predict(
-            latents, timestep, frame_mask[None], fps, position, (rotary_cos, rotary_sin), caption_kv, text_mask, features
+            latents, timestep, frame_mask[None], fps, position, rotary, caption_kv, text_mask, features
         )
         rows = out[:, : self.config.in_channels]
         velocity = (guidance_weights[:, None, None, None, None] * rows).sum(0, keepdim=True)
@@ -168,11 +170,9 @@ class STDiT3(nn.Module):
         tokens = tokens + position.to(tokens.dtype)
         x = tokens.expand(caption_kv.shape[2], -1, -1, -1)
         time, modulation = self._times(timestep, fps, frame_mask)
-        for index, block in enumerate(self._blocks()):
-            layer, temporal = divmod(index, 2)
-            row = self._feature_row.get(layer) if temporal and features is not None else None
-            injected = None if row is None or features is None else features[row]
-            x = block(x, modulation, caption_kv[index], text_mask, rotary, injected)
+        injected = {} if features is None else dict(zip(self._injected, features.unbind(0), strict=True))
+        for block, kv in zip(self._blocks(), caption_kv.unbind(0), strict=True):
+            x = block(x, modulation, kv, text_mask, rotary, injected.get(block))
         return self._unpatchify(self.final_layer(x, time), height, width).float()
 
     def _times(self, timestep: Tensor, fps: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ class STDiT3(nn.Module):
         """
         both = torch.stack([torch.zeros_like(timestep), timestep], dim=1).flatten()
         time = self.t_embedder(both) + self.fps_embedder(fps).repeat_interleave(2, dim=0)
-        modulation = self.t_block(time).unflatten(-1, (6, -1))
+        modulation = self.t_block(time).reshape(-1, 6, self.config.hidden_size)
         first = 2 * torch.arange(timestep.shape[0], device=timestep.device)
         pick = first[:, None] + frame_mask.long()
         return time[pick][:, :, None], modulation[pick]
@@ -201,8 +201,9 @@ class STDiT3(nn.Module):
     def _unpatchify(self, values: Tensor, height: int, width: int) -> Tensor:
         """(batch, frame, patch, row * column * channel of a patch) -> (batch, channel, frame, height, width)."""
         _, ph, pw = self.config.patch_size
-        x = values.unflatten(-1, (ph, pw, self.config.out_channels)).unflatten(2, self._grid(height, width))
-        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)[..., :height, :width]
+        grid = values.reshape(*values.shape[:2], *self._grid(height, width), ph, pw, self.config.out_channels)
+        whole = grid.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+        return whole[..., :height, :width]
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches along each side, begun ones included (no negative numbers: ONNX's integer division truncates)."""

@@ -1,0 +1,51 @@
+"""What one run of a graph needs at least: floating-point operations and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from gpu_models import Case, weight_bytes
+from gpu_runners import Feed
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from arlon_export.checkpoint import build_module
+from arlon_export.feeds import numpy_dtype, shape
+from arlon_export.wrappers import GraphModule
+from arlon_rt.config import ModelConfig
+from arlon_rt.graphs import TensorSpec
+
+
+def count_flops(model: ModelConfig, case: Case, sizes: Mapping[str, int]) -> int:
+    """Products, convolutions and attention of one run, a multiply-add as two; counted without weights or data."""
+    half = case.precision == "fp16"
+    with torch.device("meta"):
+        network = build_module(model, case.spec.network).eval().to(torch.float16 if half else torch.float32)
+        inputs = [torch.empty(shape(t, sizes), dtype=getattr(torch, numpy_dtype(t, half))) for t in case.spec.inputs]
+    # The fused attention kernels of the CPU are not counted; the plain one is two products.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        GraphModule(case.spec, network)(*inputs)
+    return int(counter.get_total_flops())
+
+
+def count_bytes(case: Case, feed: Feed, outputs: Feed) -> int:
+    """Weights, inputs and outputs, each moved once.
+
+    Of a cache updated in place a step reads all slots (its mask decides which count) and writes next to nothing, a
+    prefix writes as many slots as the prompt has tokens and reads none.
+    """
+    half = case.precision == "fp16"
+
+    def size(tensor: TensorSpec, shape: tuple[int, ...]) -> int:
+        return int(np.prod(shape)) * np.dtype(numpy_dtype(tensor, half)).itemsize
+
+    caches = {t.alias for t in case.spec.outputs if t.alias}
+    moved = weight_bytes(case) + sum(size(t, outputs[t.name].shape) for t in case.spec.outputs if not t.alias)
+    for tensor in case.spec.inputs:
+        amount = size(tensor, feed[tensor.name].shape)
+        if tensor.name in caches and case.spec.name == "ar_prefix":
+            amount = amount * feed["last_hidden_state"].shape[1] // feed[tensor.name].shape[2]
+        moved += amount
+    return moved

@@ -1,0 +1,121 @@
+"""Before a time counts: the inputs of a graph, what it should give, and how far off a result is."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gpu_device import Device
+from gpu_models import Case
+from gpu_runners import Array, Feed, TorchModule
+
+from arlon_export.feeds import check_sizes, numpy_dtype, opt_sizes, random_feed
+from arlon_rt.config import ModelConfig
+from arlon_rt.graphs import GraphSpec, TensorSpec
+
+TOLERANCE = {
+    ("fp32", "cpu"): 1e-4,   # sums in another order
+    ("fp32", "cuda"): 5e-3,  # TF32 products keep 10 bits of mantissa
+    ("fp16", "cpu"): 2e-2, ("fp16", "cuda"): 2e-2,  # 10 bits everywhere, through up to 56 blocks
+}
+"""Largest relative error ‖a−b‖/‖b‖ against PyTorch in exact float32 with the same weights."""
+
+EAGER_FACTOR = 2.0
+"""In fp16 others may also be this much further off than PyTorch eager is, where that passed."""
+
+LOGITS = "logits"
+"""The key, among the reference outputs of ar_step, of the guided logits in exact float32."""
+
+SEED = 1
+
+
+def graph_sizes(model: ModelConfig, spec: GraphSpec, *, small: bool) -> dict[str, int]:
+    """All axes: those graphs.py optimises for, or ``small`` ones. The token model runs one token of one row."""
+    sizes = check_sizes(model, spec)[1] if small else opt_sizes(model, spec)
+    if spec.network == "ar":
+        sizes["batch"] = 1  # guidance is off by default
+    if spec.name == "ar_step":
+        sizes["length"] = 1
+    return sizes
+
+
+def make_feed(model: ModelConfig, spec: GraphSpec, sizes: Mapping[str, int], precision: str) -> dict[str, Array]:
+    """Random inputs, chosen such that an error anywhere in the graph shows in its outputs."""
+    feed: dict[str, Array] = dict(random_feed(model, spec, sizes, half=precision == "fp16", seed=SEED))
+    if spec.name == "dit":  # a whole step of noise to data, so that out - latents is the velocity
+        feed["step_size"], feed["timestep"] = np.ones(1, np.float32), np.full(1, 500, np.float32)
+        feed["noise_mask"] = np.zeros_like(feed["noise_mask"])
+        feed["guidance_weights"] = np.linspace(0.75, 0.25, sizes["batch"], dtype=np.float32)
+    if spec.name == "ar_step" and model.ar:  # greedy, with the cache three quarters full
+        feed["top_k"], feed["guidance_weights"] = np.ones(1, np.int64), np.ones(sizes["batch"], np.float32)
+        feed["write_index"] = np.full(sizes["batch"], 3 * model.ar.max_length // 4, np.int64)
+    return feed
+
+
+def reference_outputs(case: Case, feed: Feed, device: Device) -> dict[str, Array]:
+    """What PyTorch gives in exact float32 with the weights of this precision; for ar_step the `LOGITS` too."""
+    network = copy.deepcopy(case.network).float()
+    wide = {t.name: feed[t.name].astype(numpy_dtype(t, half=False)) for t in case.spec.inputs}
+    module = TorchModule(case.spec, network, wide, device, exact=True)
+    module()
+    outputs = module.outputs()
+    if case.spec.name == "ar_step":
+        outputs[LOGITS] = _guided_logits(network, wide, device)
+    module.close()
+    return outputs
+
+
+@torch.inference_mode()
+def _guided_logits(network: Any, feed: Feed, device: Device) -> Array:
+    tokens, grid, index, weights, *_ = (torch.from_numpy(a).to(device.name) for a in feed.values())
+    caches = [torch.from_numpy(a).to(device.name) for n, a in feed.items() if n.startswith(("key_", "value_"))]
+    with device.exact_float32():
+        rows, _ = network.step_logits(tokens, grid, index, caches)
+    guided = (weights[:, None] * rows[:, : network.config.num_codes]).sum(0)
+    logits: Array = guided.cpu().numpy()
+    return logits
+
+
+def largest_error(spec: GraphSpec, feed: Feed, outputs: Feed, reference: Feed) -> float:
+    """The largest relative error over the outputs; infinite where something is not finite."""
+    errors = []
+    for tensor in spec.outputs:
+        found, wanted = outputs[tensor.name], reference[tensor.name]
+        if tensor.name == "next_token":
+            errors.append(_token_error(int(found.item()), int(wanted.item()), reference.get(LOGITS)))
+        else:
+            errors.append(_relative_error(*(_comparable(tensor, output, feed) for output in (found, wanted))))
+    return max(errors) if all(math.isfinite(e) for e in errors) else math.inf
+
+
+def _comparable(tensor: TensorSpec, output: Array, feed: Feed) -> Array:
+    """What of an output an error shows in: not the latents a velocity is added to, nor a cache's other slots."""
+    if tensor.name == "latents_out":
+        return output - feed["latents"]
+    if tensor.name == "frames":
+        return output.astype(np.float32) - 127.5
+    if tensor.alias:
+        first = int(feed["write_index"][0]) if "write_index" in feed else 0
+        written = feed["tokens" if "tokens" in feed else "last_hidden_state"].shape[1]
+        return output[:, :, first : first + written].astype(np.float32)
+    return output.astype(np.float32)
+
+
+def _relative_error(found: Array, wanted: Array) -> float:
+    if found.shape != wanted.shape:
+        raise ValueError(f"the output has shape {found.shape}; the reference has {wanted.shape}")
+    scale = float(np.linalg.norm(wanted.ravel()))
+    if scale == 0.0:
+        raise ValueError("the reference output is all zero, which would hide any error")
+    return float(np.linalg.norm((found - wanted).ravel())) / scale
+
+
+def _token_error(found: int, wanted: int, logits: Array | None) -> float:
+    """How far the token is below the best, in standard deviations of the exact logits: near ties may flip."""
+    if logits is None:
+        return 0.0 if found == wanted else 1.0
+    return float((logits.max() - logits[found]) / logits.std())

@@ -1,0 +1,206 @@
+"""One row: a graph at one size and precision, run in every way; parity first, then times."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpu_cost import count_bytes, count_flops
+from gpu_device import Device
+from gpu_models import Case, Subject
+from gpu_parity import EAGER_FACTOR, TOLERANCE, graph_sizes, largest_error, make_feed, reference_outputs
+from gpu_runners import Array, BoundSession, Feed, Runner, ShippedSession, TorchModule
+
+from arlon_export.feeds import numpy_dtype
+
+WAYS = ("eager", "session", "bound", "ort-graph", "compile", "compile-graph")
+"""PyTorch eager; arlon_rt's session; ONNX Runtime bound once, then as a CUDA graph; torch.compile, then the same."""
+
+GRAPHED = ("ar_step",)
+"""Graphs so short that launches decide: only these are run as CUDA graphs."""
+
+MIN_REPEATS = 3
+
+CAPTURE_CALLS = 4
+"""Calls before a CUDA graph is compared: the first ones run and record, the last one replays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long and how large to measure."""
+
+    warmup: int
+    repeats: int
+    seconds: float
+    """A measurement ends after this long, but not before `MIN_REPEATS`."""
+    small: bool
+    """Small sizes in place of those that graphs.py optimises for."""
+    deadline: float
+    """On time.monotonic; what has not begun by then is skipped."""
+    threads: int | None
+    """Of one operator of ONNX Runtime."""
+
+
+@dataclass(kw_only=True)
+class Measurement:
+    """One way of running one row."""
+
+    status: str
+    """``ok``, ``parity failed``, ``error`` or ``skipped``."""
+    detail: str = ""
+    relative_error: float | None = None
+    """Against PyTorch in exact float32."""
+    relative_error_to_eager: float | None = None
+    """Against PyTorch eager in the same precision."""
+    tolerance: float | None = None
+    open_seconds: float | None = None
+    """Until the first result: loading, optimising, compiling."""
+    median_ms: float | None = None
+    min_ms: float | None = None
+    max_ms: float | None = None
+    repeats: int = 0
+    tflop_s: float | None = None
+    product_fraction: float | None = None
+    """Of the measured matrix product in this precision."""
+    gb_s: float | None = None
+    copy_fraction: float | None = None
+    """Of the measured device copy."""
+    tokens_s: float | None = None
+
+
+@dataclass(kw_only=True)
+class Row:
+    """Everything known of one graph at one size and precision."""
+
+    name: str
+    status: str = "ok"
+    """``ok``, ``error`` (no way could be tried) or ``skipped``; each way has a status of its own."""
+    detail: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    tflop: float | None = None
+    """Floating-point operations of one run, in 10^12."""
+    gbytes: float | None = None
+    """Bytes that one run must move, in 10^9."""
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    """Nodes by ONNX Runtime's execution provider; on a GPU, those left on the CPU cost copies."""
+    prepare_seconds: float | None = None
+    """Making or loading the weights, and exporting."""
+    ways: dict[str, Measurement] = field(default_factory=dict)
+
+
+def measure_row(
+    row: Row, subject: Subject, graph: str, precision: str, ways: Sequence[str], device: Device,
+    ceiling: Mapping[str, float], effort: Effort,
+) -> None:
+    """Fill ``row``. What fails in one way becomes its measurement; what fails before is raised."""
+    began = time.perf_counter()
+    case = subject.case(graph, precision)
+    row.prepare_seconds = time.perf_counter() - began
+    row.sizes = graph_sizes(subject.model, case.spec, small=effort.small)
+    feed = make_feed(subject.model, case.spec, row.sizes, precision)
+    row.tflop = count_flops(subject.model, case, row.sizes) / 1e12
+    reference = reference_outputs(case, feed, device)
+    row.gbytes = count_bytes(case, feed, reference) / 1e9
+    eager: dict[str, Array] = {}
+    for way in WAYS:
+        if way in ways and (graph in GRAPHED or not way.endswith("-graph")):
+            device.release()
+            row.ways[way] = _measure(way, case, feed, reference, eager, row, device, effort)
+            _rate(row.ways[way], row, case, ceiling)
+    device.release()
+
+
+def _measure(
+    way: str, case: Case, feed: Feed, reference: Feed, eager: dict[str, Array], row: Row, device: Device, effort: Effort
+) -> Measurement:
+    if time.monotonic() > effort.deadline:
+        return Measurement(status="skipped", detail="time limit")
+    if way == "ort-graph" and device.name == "cpu":
+        return Measurement(status="skipped", detail="a CUDA graph needs CUDA")
+    runner: Runner | None = None
+    try:
+        began = time.perf_counter()
+        runner = _open(way, case, feed, reference, device, effort)
+        for _ in range(CAPTURE_CALLS if way.endswith("-graph") else 1):
+            runner()
+        outputs = runner.outputs()
+        found = _verdict(case, feed, outputs, reference, eager, row, device)
+        found.open_seconds = time.perf_counter() - began
+        if isinstance(runner, BoundSession) and not row.nodes:
+            row.nodes = runner.nodes()
+        if way == "eager":
+            eager.update(outputs)
+        if found.status == "ok":
+            _time(found, runner, device, effort)
+        return found
+    except Exception as error:  # the failure of one way is a result; the others go on
+        return Measurement(status="error", detail=error_text(error))
+    finally:
+        if runner is not None:
+            runner.close()
+
+
+def _open(way: str, case: Case, feed: Feed, reference: Feed, device: Device, effort: Effort) -> Runner:
+    if way == "session":
+        return ShippedSession(case, feed, device, effort.threads)
+    if way in ("bound", "ort-graph"):
+        half = case.precision == "fp16"
+        like = {t.name: reference[t.name].astype(numpy_dtype(t, half)) for t in case.spec.outputs}
+        return BoundSession(case, feed, device, effort.threads, like, cuda_graph=way == "ort-graph")
+    options: dict[str, Any] | None = None
+    if way.startswith("compile"):
+        options = {"backend": device.inductor}
+        if way == "compile-graph" and device.inductor == "inductor":
+            options["mode"] = "reduce-overhead"
+    return TorchModule(case.spec, case.network, feed, device, options=options)
+
+
+def _verdict(
+    case: Case, feed: Feed, outputs: Feed, reference: Feed, eager: Feed, row: Row, device: Device
+) -> Measurement:
+    tolerance = TOLERANCE[case.precision, device.name]
+    judge = row.ways.get("eager")
+    if case.precision == "fp16" and judge and judge.status == "ok" and judge.relative_error is not None:
+        tolerance = max(tolerance, EAGER_FACTOR * judge.relative_error)
+    error = largest_error(case.spec, feed, outputs, reference)
+    to_eager = largest_error(case.spec, feed, outputs, eager) if eager else None
+    found = Measurement(
+        status="ok", relative_error=error if math.isfinite(error) else None, tolerance=tolerance,
+        relative_error_to_eager=to_eager if to_eager is not None and math.isfinite(to_eager) else None,
+    )
+    if error > tolerance:
+        found.status = "parity failed"
+        found.detail = f"relative error {error:.1e} exceeds {tolerance:.1e}; the time is withheld"
+    return found
+
+
+def _time(found: Measurement, runner: Runner, device: Device, effort: Effort) -> None:
+    for _ in range(effort.warmup):
+        runner()
+    samples: list[float] = []
+    end = time.monotonic() + effort.seconds
+    while len(samples) < effort.repeats and (len(samples) < MIN_REPEATS or time.monotonic() < end):
+        samples.append(device.milliseconds(runner))
+    found.median_ms, found.min_ms, found.max_ms = statistics.median(samples), min(samples), max(samples)
+    found.repeats = len(samples)
+
+
+def _rate(found: Measurement, row: Row, case: Case, ceiling: Mapping[str, float]) -> None:
+    """Turn a time into rates and into fractions of the ceilings."""
+    if found.median_ms is None or row.tflop is None or row.gbytes is None:
+        return
+    found.tflop_s = 1e3 * row.tflop / found.median_ms
+    found.product_fraction = found.tflop_s / ceiling[case.precision]
+    found.gb_s = 1e3 * row.gbytes / found.median_ms
+    found.copy_fraction = found.gb_s / ceiling["copy_gb_s"]
+    if case.spec.name == "ar_step":
+        found.tokens_s = 1e3 / found.median_ms
+
+
+def error_text(error: Exception) -> str:
+    """The kind and message of an error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

@@ -1,0 +1,140 @@
+"""The ways a graph is run: ONNX Runtime as it ships, bound once and as a CUDA graph; PyTorch eager and compiled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gpu_device import Device
+from gpu_models import Case
+from torch import Tensor, nn
+
+from arlon_export.wrappers import GraphModule
+from arlon_rt.backends.ort import OrtHandle
+from arlon_rt.backends.session import Handle, open_session
+from arlon_rt.graphs import GraphSpec
+
+Array = npt.NDArray[Any]
+Feed = Mapping[str, Array]
+
+
+class Runner(Protocol):
+    """One graph, opened with its inputs on the device. Calling it runs the graph once."""
+
+    def __call__(self) -> object: ...
+
+    def outputs(self) -> dict[str, Array]:
+        """The outputs of the last call, on the host."""
+
+    def close(self) -> None: ...
+
+
+class ShippedSession:
+    """`arlon_rt`'s own session: handles in, handles out, caches in place, the binding made anew at every call."""
+
+    def __init__(self, case: Case, feed: Feed, device: Device, threads: int | None) -> None:
+        self._session = open_session(
+            case.bundle, case.spec.name, device=device.name, precision=case.precision, threads=threads
+        )
+        self._feed = {n: OrtHandle(_on_device(a, device), device.name) for n, a in feed.items()}
+        self._hold = [t.name for t in case.spec.outputs]
+        self._last: Mapping[str, Array | Handle] = {}
+
+    def __call__(self) -> None:
+        self._last = self._session.run(self._feed, self._hold)
+
+    def outputs(self) -> dict[str, Array]:
+        return {n: v if isinstance(v, np.ndarray) else v.numpy() for n, v in self._last.items()}
+
+    def close(self) -> None:
+        self._session.close()
+        self._feed, self._last = {}, {}
+
+
+class BoundSession:
+    """The same file in ONNX Runtime with every input and output bound once: what a graph costs without its session."""
+
+    def __init__(
+        self, case: Case, feed: Feed, device: Device, threads: int | None, like: Feed, *, cuda_graph: bool = False
+    ) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.use_deterministic_compute = True  # as `OrtSession` has it
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        self._opened: Any = onnxruntime.InferenceSession(str(case.file), options, device.providers(cuda_graph))
+        if device.name != "cpu" and "CUDAExecutionProvider" not in self._opened.get_providers():
+            raise RuntimeError("ONNX Runtime did not start CUDA")
+        self._binding = self._opened.io_binding()
+        inputs = {name: _on_device(array, device) for name, array in feed.items()}
+        self._outputs = {
+            t.name: inputs[t.alias] if t.alias else _on_device(like[t.name], device) for t in case.spec.outputs
+        }
+        for name, value in inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+
+    def __call__(self) -> None:
+        self._opened.run_with_iobinding(self._binding)
+
+    def outputs(self) -> dict[str, Array]:
+        return {n: np.array(v.numpy()) for n, v in self._outputs.items()}
+
+    def nodes(self) -> dict[str, int]:
+        """How many nodes each execution provider took; nodes on the CPU of a GPU run cost copies."""
+        assigned = self._opened.get_provider_graph_assignment_info()
+        return dict(Counter(part.ep_name for part in assigned for _ in part.get_nodes()))
+
+    def close(self) -> None:
+        self._opened = self._binding = None
+        self._outputs = {}
+
+
+class TorchModule:
+    """The torch module of a graph; eager, or through torch.compile with ``options``."""
+
+    def __init__(
+        self, spec: GraphSpec, network: nn.Module, feed: Feed, device: Device, *,
+        exact: bool = False, options: Mapping[str, Any] | None = None,
+    ) -> None:
+        module, count = GraphModule(spec, network.to(device.name)), len(spec.outputs)
+        self._inputs = [torch.from_numpy(feed[t.name].copy()).to(device.name) for t in spec.inputs]
+        self._names = [t.name for t in spec.outputs]
+        self._precision: Callable[[], Any] = device.exact_float32 if exact else nullcontext
+        self._last: tuple[Tensor, ...] = ()
+
+        def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
+            outputs: tuple[Tensor, ...] = module(*inputs)
+            return outputs[:count]
+
+        self._forward: Callable[..., tuple[Tensor, ...]] = forward
+        if options is not None:
+            torch.compiler.reset()
+            for tensor in self._inputs:
+                torch._dynamo.mark_static_address(tensor)  # else a CUDA graph copies every cache at every call
+            self._forward = torch.compile(forward, dynamic=False, fullgraph=True, **options)
+
+    def __call__(self) -> None:
+        with torch.inference_mode(), self._precision():
+            self._last = self._forward(*self._inputs)
+
+    def outputs(self) -> dict[str, Array]:
+        return {n: t.cpu().numpy() for n, t in zip(self._names, self._last, strict=True)}
+
+    def close(self) -> None:
+        self._inputs, self._last = [], ()
+        self._forward = tuple
+
+
+def _on_device(array: Array, device: Device) -> Any:
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(), device.name, 0)

@@ -1,0 +1,76 @@
+"""``arlon-rt export`` and ``arlon-rt parity``; the only file of the exporter that prints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Export:
+    """The command; see `arlon_rt.cli.Command`."""
+
+    help = "Export a checkpoint folder to a bundle of ONNX graphs; each is checked against its torch module."
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("checkpoint", type=Path, help="folder with config.json and <network>.safetensors")
+        parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle to write; must not exist yet")
+        parser.add_argument("--precision", default="fp32,fp16", metavar="P,P", help="precision sets: fp32, fp16 (default both)")
+        parser.add_argument("--only", metavar="GRAPH,GRAPH", help="export these graphs alone, e.g. dit,vae_decoder")
+
+    def run(self, args: argparse.Namespace) -> int:
+        from arlon_export.checkpoint import read_checkpoint
+        from arlon_export.export import GraphDone, export_bundle
+
+        console = Console(highlight=False)
+
+        def report(done: GraphDone) -> None:
+            console.print(
+                f"[{done.done:2d}/{done.total}]".replace("[", r"\[")
+                + f" {done.graph}.{done.precision}: {done.onnx_bytes / 1024:.0f} KiB, error {done.error:.1e}"
+            )
+
+        only = _names(args.only) if args.only else None
+        bundle = export_bundle(
+            read_checkpoint(args.checkpoint), args.output, precisions=_names(args.precision), only=only, on_graph=report
+        )
+        total = sum(f.size for f in bundle.manifest.files.values())
+        console.print(f"{args.output}: {len(bundle.manifest.graphs)} graphs, {total / 2**20:.2f} MiB")
+        return 0
+
+
+class Parity:
+    """The command; see `arlon_rt.cli.Command`."""
+
+    help = "Compare recorded outputs of Open-Sora's own code with the graphs that ship; exit 1 when one differs."
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("folder", type=Path, metavar="DIR", help="folder with stdit3_*.json, vae_io.npz or rflow_io.npz")
+        parser.add_argument("--precision", default="fp32", help="precision set of the graphs: fp32 (default) or fp16")
+        parser.add_argument("--keep", type=Path, metavar="DIR", help="a new folder to keep the bundles in, one a family")
+
+    def run(self, args: argparse.Namespace) -> int:
+        from arlon_export.parity import run_parity
+
+        console = Console(highlight=False)
+        table = Table("case", "what", "relative error", "tolerance", "verdict")
+        results = []
+        with console.status("exporting and comparing"):
+            for result in run_parity(args.folder, precision=args.precision, keep=args.keep):
+                verdict = "[green]pass[/]" if result.passed else "[red]FAIL[/]"
+                table.add_row(result.case, result.what, f"{result.error:.2e}", f"{result.tolerance:.0e}", verdict)
+                results.append(result)
+        console.print(table)
+        failed = sum(not r.passed for r in results)
+        console.print(f"{len(results) - failed} of {len(results)} comparisons pass")
+        return 1 if failed else 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+export_command = Export()
+parity_command = Parity()
