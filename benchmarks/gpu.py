@@ -62,9 +62,12 @@ def main() -> int:
             print(f"gpu.py: {error}", file=sys.stderr)
             return 2
         plan = make_plan(subjects, args.only)
-        if args.list or not plan:
-            print("\n".join(name for name, *_ in make_plan(subjects, [])))
-            return 0 if args.list else 2
+        if args.list:
+            print("\n".join(name for name, *_ in plan))
+            return 0
+        if not plan:
+            print(f"gpu.py: --only {' '.join(args.only)} matches no row; --list names them", file=sys.stderr)
+            return 2
         setting = describe(device, subjects)
         ceiling = ceilings(device, args.smoke)
         rows = measure_plan(plan, args, device, ceiling, began, console)

@@ -1,10 +1,12 @@
-"""The smallest checkpoint with every network: random weights, widths of 8 to 32; the fixture of export and runtime tests."""
+"""The smallest checkpoint with every network: random weights, widths of 8 to 32; the fixture of the export's tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch import nn
+
 from arlon_export.checkpoint import NETWORKS, build_module, write_checkpoint, write_weights
 from arlon_rt.config import (
     ARConfig,
@@ -16,7 +18,6 @@ from arlon_rt.config import (
     VideoConfig,
     VQConfig,
 )
-from torch import nn
 
 DEFAULTS = {
     "num_frames": 17, "num_inference_steps": 2, "guidance_scale": 3.0, "ar_guidance_scale": 1.0,
@@ -25,21 +26,21 @@ DEFAULTS = {
 
 
 def tiny_model() -> ModelConfig:
-    """48x64 pixels at most, 16-token prompts, two of everything that comes in layers."""
+    """24x32 pixels at most, 16-token prompts, one pair of blocks, two levels of each autoencoder."""
     return ModelConfig(
-        text=TextConfig(vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, max_length=16),
+        text=TextConfig(vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, max_length=16),
         ar=ARConfig(
             num_codes=32, hidden_size=16, num_layers=2, num_heads=2, ffn_size=32, text_dim=16,
             grid=(6, 3, 4), max_length=96, max_top_k=8,
         ),
         vq=VQConfig(num_codes=32, code_dim=8, stride=(2, 2, 2), channels=(8, 8), num_res_blocks=1, norm_groups=4),
-        dit=DiTConfig(hidden_size=16, depth=2, num_heads=2, caption_channels=16, model_max_length=16),
+        dit=DiTConfig(hidden_size=16, depth=1, num_heads=2, caption_channels=16, model_max_length=16),
         injection=InjectionConfig(layers=(0,)),
         vae=VAEConfig(
-            block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.18215,
-            filters=8, num_res_blocks=1, channel_multipliers=(1, 1, 2, 2), temporal_downsample=(False, True, True),
+            block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.18215,
+            filters=8, num_res_blocks=1, channel_multipliers=(1, 1, 2), temporal_downsample=(True, True),
         ),
-        video=VideoConfig(height=48, width=64, segment_frames=34),
+        video=VideoConfig(height=24, width=32, segment_frames=34),
     )
 
 

@@ -41,10 +41,9 @@ def check_graph(bundle: Bundle, spec: GraphSpec, network: nn.Module, precision: 
         for sizes in check_sizes(bundle.model, spec):
             feeds = [random_feed(bundle.model, spec, sizes, half=False, seed=s) for s in range(_RUNS.get(spec.name, 1))]
             expected = [_run_torch(spec, exact, feed) for feed in feeds]
-            found = [[session.run(feed) for feed in feeds]]
+            found: list[Sequence[Outputs]] = [[session.run(feed) for feed in feeds]]
             if half is not None:
-                feeds_half = [{t.name: feed[t.name].astype(numpy_dtype(t, True)) for t in spec.inputs} for feed in feeds]
-                found.append([_run_torch(spec, half, feed) for feed in feeds_half])
+                found.append([_run_torch(spec, half, _in_half(spec, feed)) for feed in feeds])
             for outputs in found:
                 errors = {t.name: _error(t, feeds, outputs, expected) for t in spec.outputs}
                 _require(spec, precision, sizes, errors)
@@ -67,6 +66,10 @@ def _run_torch(spec: GraphSpec, module: nn.Module, feed: Feed) -> dict[str, Arra
     with torch.inference_mode():
         outputs = module(*(torch.from_numpy(feed[t.name]) for t in spec.inputs))
     return {t.name: value.numpy() for t, value in zip(spec.outputs, outputs, strict=False)}
+
+
+def _in_half(spec: GraphSpec, feed: Feed) -> Feed:
+    return {t.name: feed[t.name].astype(numpy_dtype(t, half=True)) for t in spec.inputs}
 
 
 def _error(tensor: TensorSpec, feeds: list[Feed], found: Sequence[Outputs], expected: Sequence[Outputs]) -> float:

@@ -1,7 +1,8 @@
 """A checkpoint on disk: what training leaves behind and `arlon-rt export` reads.
 
-A folder with ``config.json`` (the `ModelConfig`), one ``<network>.safetensors`` a network (state dict), ``tokenizer.model``,
-``defaults.json`` (generation defaults) and ``provenance.json`` (what it was trained on). Only safetensors are read: no pickle.
+A folder with ``config.json`` (the `ModelConfig`), one ``<network>.safetensors`` a network (its state dict),
+``tokenizer.model``, ``defaults.json`` (generation defaults) and ``provenance.json`` (what it was trained on). No file
+is ever unpickled.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Checkpoint:
             BundleError: keys are missing, unknown or of another shape than the configuration says; all are named.
         """
         if network not in self.weights:
-            raise BundleError(f"the checkpoint has no {network}.safetensors; it holds {', '.join(self.weights) or 'none'}")
+            there = ", ".join(self.weights) or "none"
+            raise BundleError(f"the checkpoint has no {network}.safetensors; networks there: {there}")
         module = build_module(self.model, network)
         load_weights(module, self.weights[network])
         return module.eval().requires_grad_(False)
@@ -103,9 +105,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
         raise BundleNotFoundError(f"{folder} is not a checkpoint: it has no config.json")
     tokenizer = folder / TOKENIZER
+    files = {name: folder / f"{name}.safetensors" for name in NETWORKS}
     return Checkpoint(
         model=from_json(ModelConfig, read_json(folder / "config.json"), "config.json"),
-        weights={name: folder / f"{name}.safetensors" for name in NETWORKS if (folder / f"{name}.safetensors").is_file()},
+        weights={name: path for name, path in files.items() if path.is_file()},
         tokenizer=tokenizer if tokenizer.is_file() else None,
         defaults=read_json(folder / "defaults.json"),
         provenance=read_json(folder / "provenance.json"),
@@ -113,7 +116,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def write_checkpoint(
-    folder: Path, *, model: ModelConfig, defaults: Mapping[str, Any], provenance: Mapping[str, Any], tokenizer: Path | None = None,
+    folder: Path, *, model: ModelConfig, defaults: Mapping[str, Any], provenance: Mapping[str, Any],
+    tokenizer: Path | None = None,
 ) -> None:
     """Write everything but the weights; `write_weights` adds those, network by network."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +128,7 @@ def write_checkpoint(
 
 
 def write_weights(folder: Path, network: str, state_dict: Mapping[str, Tensor], *, half: bool = False) -> None:
-    """Write one network's state dict; ``half`` rounds it to fp16, so that a bundle stores every weight once, in two bytes."""
+    """Write one network's state dict; ``half`` rounds it to fp16, so that a bundle needs two bytes a weight."""
     dtype = torch.float16 if half else torch.float32
     tensors = {
         name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous().clone()
@@ -135,6 +139,7 @@ def write_weights(folder: Path, network: str, state_dict: Mapping[str, Tensor], 
 
 
 def read_json(path: Path) -> Any:
+    """The content of a JSON file; a missing or damaged one is named."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

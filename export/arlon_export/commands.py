@@ -17,7 +17,7 @@ class Export:
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("checkpoint", type=Path, help="folder with config.json and <network>.safetensors")
         parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle to write; must not exist yet")
-        parser.add_argument("--precision", default="fp32,fp16", metavar="P,P", help="precision sets: fp32, fp16 (default both)")
+        parser.add_argument("--precision", default="fp32,fp16", metavar="P,P", help="precision sets (default: both)")
         parser.add_argument("--only", metavar="GRAPH,GRAPH", help="export these graphs alone, e.g. dit,vae_decoder")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -47,9 +47,9 @@ class Parity:
     help = "Compare recorded outputs of Open-Sora's own code with the graphs that ship; exit 1 when one differs."
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("folder", type=Path, metavar="DIR", help="folder with stdit3_*.json, vae_io.npz or rflow_io.npz")
+        parser.add_argument("folder", type=Path, metavar="DIR", help="has stdit3_*.json, vae_io.npz or rflow_io.npz")
         parser.add_argument("--precision", default="fp32", help="precision set of the graphs: fp32 (default) or fp16")
-        parser.add_argument("--keep", type=Path, metavar="DIR", help="a new folder to keep the bundles in, one a family")
+        parser.add_argument("--keep", type=Path, metavar="BUNDLES", help="a new folder for the bundles, one a family")
 
     def run(self, args: argparse.Namespace) -> int:
         from arlon_export.parity import run_parity

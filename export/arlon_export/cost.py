@@ -31,7 +31,7 @@ def graph_bytes(model: ir.Model, spec: GraphSpec, sizes: Sizes, *, half: bool) -
 
 def _node_flops(node: ir.Node, sizes: Mapping[str, int]) -> int:
     if node.op_type in ("MatMul", "Gemm"):
-        transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0)
+        transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", False)
         inner = _shape(node, node.inputs[0], sizes)[-2 if transposed else -1]
         return 2 * math.prod(_shape(node, node.outputs[0], sizes)) * inner
     if node.op_type == "Conv":

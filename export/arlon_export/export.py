@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +18,6 @@ from torch import nn
 from arlon_export.check import check_graph
 from arlon_export.checkpoint import TOKENIZER, Checkpoint
 from arlon_export.cost import graph_bytes, graph_flops
-from arlon_export.errors import ExportError
 from arlon_export.feeds import opt_sizes
 from arlon_export.precision import PRECISIONS, kept_fp32, network_for
 from arlon_export.to_onnx import export_graph, to_proto, weight_names
@@ -45,8 +45,8 @@ class GraphDone:
 
 
 def export_bundle(
-    checkpoint: Checkpoint, output: Path, *, precisions: Sequence[str] = PRECISIONS, only: Collection[str] | None = None,
-    on_graph: Callable[[GraphDone], None] = lambda done: None,
+    checkpoint: Checkpoint, output: Path, *, precisions: Sequence[str] = PRECISIONS,
+    only: Collection[str] | None = None, on_graph: Callable[[GraphDone], None] = lambda done: None,
 ) -> Bundle:
     """Export ``checkpoint`` into the folder ``output``, which must not exist yet.
 
@@ -88,7 +88,7 @@ def _write(
 ) -> None:
     """Network by network, so that one at a time is in memory and a fault shows before the next is traced."""
     graphs: Graphs = {}
-    model, total = checkpoint.model, len(specs) * len(precisions)
+    model, done, total = checkpoint.model, 0, len(specs) * len(precisions)
     if any(s.network == "text" for s in specs):
         if checkpoint.tokenizer is None:
             raise BundleError(f"the checkpoint has no {TOKENIZER}; the text encoder cannot be used without it")
@@ -99,16 +99,17 @@ def _write(
             model = with_rotary_frequencies(model, module)
         own = [s for s in specs if s.network == network]
         _write_network(model, folder, own, module, precisions, graphs)
-        write_manifest(folder, model=model, defaults=checkpoint.defaults, graphs=graphs, provenance=checkpoint.provenance)
+        write_manifest(
+            folder, model=model, defaults=checkpoint.defaults, graphs=graphs, provenance=checkpoint.provenance
+        )
         bundle = Bundle.open(folder)
-        for spec in own:
-            for precision in precisions:
-                error = check_graph(bundle, spec, module, precision)
-                done = [s.name for s in specs].index(spec.name) * len(precisions) + list(precisions).index(precision) + 1
-                size = bundle.graph_file(spec.name, precision).stat().st_size
-                on_graph(GraphDone(
-                    graph=spec.name, precision=precision, done=done, total=total, onnx_bytes=size, error=error
-                ))
+        for spec, precision in itertools.product(own, precisions):
+            error = check_graph(bundle, spec, module, precision)
+            size = bundle.graph_file(spec.name, precision).stat().st_size
+            done += 1
+            on_graph(GraphDone(
+                graph=spec.name, precision=precision, done=done, total=total, onnx_bytes=size, error=error
+            ))
 
 
 def _write_network(
@@ -152,6 +153,3 @@ def with_rotary_frequencies(model: ModelConfig, dit: nn.Module) -> ModelConfig:
         return model
     rope_freqs = tuple(float(f) for f in frequencies)
     return dataclasses.replace(model, dit=dataclasses.replace(model.dit, rope_freqs=rope_freqs))
-
-
-__all__ = ["ExportError", "GraphDone", "export_bundle", "with_rotary_frequencies"]

@@ -1,6 +1,6 @@
 """Parity of the sampler: a toy velocity in a graph of the dit signature, driven by the runtime's own loop.
 
-The toy replaces only the network's prediction; re-noising, guidance and the Euler update are those of the shipped graph.
+The toy replaces only the network's prediction; re-noising, guidance and the Euler update are the shipped graph's.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _export(bundle: Path, mixing: Array, shapes: list[tuple[int, ...]]) -> Bundl
     config = DiTConfig(hidden_size=4, depth=1, num_heads=1, caption_channels=4, model_max_length=2, out_channels=4)
     plain = dit_checkpoint(config, {}, shapes)
     toy = _ToyCheckpoint(
-        model=plain.model, weights={}, tokenizer=None, defaults=plain.defaults, provenance=plain.provenance, mixing=mixing,
+        model=plain.model, weights={}, tokenizer=None, defaults=plain.defaults, provenance=plain.provenance,
+        mixing=mixing,
     )
     return export_bundle(toy, bundle, precisions=["fp32"], only=["dit"])
 
@@ -94,7 +95,8 @@ def _compare(
 ) -> Iterator[Result]:
     latents, hwf, expected = (field(path, case, arrays, name) for name in ("z0", "hwf", "out"))
     count, scale = int(field(path, case, arrays, "steps")), float(field(path, case, arrays, "cfg"))
-    times = timesteps(count, *(int(size) for size in hwf), bundle.model.flow)
+    height, width, frames = (int(size) for size in hwf)
+    times = timesteps(count, height, width, frames, bundle.model.flow)
     error = relative_error(times, field(path, case, arrays, "timesteps"))
     yield Result(case=f"rflow {case}", what=f"timesteps, {count} steps", error=error, tolerance=tolerance)
     masked = "mask" in arrays
@@ -115,7 +117,8 @@ def _conditions(bundle: Bundle, shape: tuple[int, ...], scale: float, active: fl
     kv[0, 1, :, 0, 0, 0] = active
     tables = np.zeros((frames, config.head_dim // 2), np.float32)
     return {
-        "guidance_weights": guidance_weights(scale, rows), "position": np.zeros((patches, config.hidden_size), np.float32),
+        "guidance_weights": guidance_weights(scale, rows),
+        "position": np.zeros((patches, config.hidden_size), np.float32),
         "rotary_cos": tables, "rotary_sin": tables, "fps": np.array([FPS], np.float32), "caption_kv": kv,
         "text_mask": np.ones((rows, 1), np.bool_),
     }

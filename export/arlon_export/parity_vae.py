@@ -15,7 +15,7 @@ from arlon_export.check import relative_error
 from arlon_export.checkpoint import Checkpoint, read_json
 from arlon_export.export import export_bundle
 from arlon_export.parity import Array, Cases, Family, Result, field, read_cases
-from arlon_export.parity_dit import FRAMES_PER_CHUNK, dit_checkpoint
+from arlon_export.parity_dit import dit_checkpoint
 from arlon_rt.backends.ort import import_runtime
 from arlon_rt.bundle import Bundle
 from arlon_rt.config import DiTConfig, VAEConfig, from_json
@@ -44,8 +44,9 @@ def vae_family(folder: Path) -> Family:
                 expected = field(path, case, arrays, "z")
                 actual, what = _encode(encoder, arrays["x"], config), f"encode, {arrays['x'].shape[2]} frames"
             else:
-                expected, frames = field(path, case, arrays, "out"), int(field(path, case, arrays, "num_frames"))
-                actual, what = _decode(decoder, field(path, case, arrays, "z"), frames, config), f"decode, {frames} frames"
+                latents, expected = (field(path, case, arrays, name) for name in ("z", "out"))
+                frames = int(field(path, case, arrays, "num_frames"))
+                actual, what = _decode(decoder, latents, frames, config), f"decode, {frames} frames"
             yield Result(case=f"vae {case}", what=what, error=relative_error(actual, expected), tolerance=tolerance)
 
     return Family(name="vae", compare=compare)
@@ -56,7 +57,7 @@ def read_vae_config(folder: Path, weights: Path) -> VAEConfig:
     spatial, temporal = (read_json(folder / f"vae_{part}_config.json") for part in ("2d", "temporal"))
     for name, value in _FIXED.items():
         if spatial.get(name, value) != value:
-            raise BundleError(f"{folder / 'vae_2d_config.json'}: {name} is {spatial[name]!r}; only {value!r} is supported")
+            raise BundleError(f"vae_2d_config.json: {name} is {spatial[name]!r}; only {value!r} is supported")
     fields: dict[str, Any] = {n: spatial[n] for n in _SPATIAL if n in spatial}
     fields |= {n: temporal[n] for n in _TEMPORAL if n in temporal}
     try:
@@ -76,9 +77,9 @@ def _checkpoint(config: VAEConfig, weights: Path, cases: Cases) -> Checkpoint:
 
 def _decode(session: Any, latents: Array, num_frames: int, config: VAEConfig) -> Array:
     """Normalised latents (1, 4, latent, h, w) -> pixels (1, 3, frame, H, W), chunk by chunk."""
-    pixels = []
+    pixels: list[Array] = []
     for first in range(0, latents.shape[2], config.chunk_latents):
-        frames = min(num_frames - FRAMES_PER_CHUNK * len(pixels), config.chunk_frames)
+        frames = min(num_frames - config.chunk_frames * len(pixels), config.chunk_frames)
         feed = {
             "latents": latents[:, :, first : first + config.chunk_latents],
             "frame_index": decoder_frame_index(frames, config),
@@ -128,7 +129,8 @@ def _open_encoder(bundle: Bundle, precision: str) -> Any:
 def _recorded_pixels(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
     for value in model.graph.value_info:
         if value.name == PIXELS:
-            return value
+            found: onnx.ValueInfoProto = value
+            return found
     raise BundleError(f"{path} has no inner tensor named {PIXELS!r}")
 
 

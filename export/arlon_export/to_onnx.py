@@ -1,10 +1,11 @@
-"""One torch module, one `GraphSpec`, one ONNX graph at opset 24: named as graphs.py says, weights named as the state dict."""
+"""One torch module, one `GraphSpec`, one ONNX graph at opset 24, with the names of graphs.py and of the state dict."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -26,7 +27,7 @@ TRACE_SEED = 0
 def export_graph(c: ModelConfig, spec: GraphSpec, network: nn.Module, *, half: bool) -> ir.Model:
     """Trace one graph of ``network`` and clean it up.
 
-    The result has no weights folded or renamed, no metadata, and intermediate shapes written in terms of the axis names.
+    The result has no weights folded or renamed, no metadata, and inner shapes written in terms of the axis names.
     ``half``: ``network`` is in fp16, and so are the inputs and outputs of dtype "float".
 
     Raises:
@@ -129,7 +130,6 @@ def _simplify(model: ir.Model, weights: set[str]) -> None:
     _merge_constants(model, weights)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
-    passes.RemoveUnusedFunctionsPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
 
@@ -141,7 +141,7 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 def _drop_zero_biases(model: ir.Model) -> None:
     """Take away the constant zeros that stand in for a missing bias.
 
-    onnxscript 0.7.2 gives them the shape (channels, 2) on 3-D convolutions; ONNX Runtime lets that pass, TensorRT may not.
+    onnxscript 0.7.2 gives them the shape (channels, 2) on 3-D convolutions, which ONNX Runtime lets pass.
     """
     for node in model.graph:
         if node.op_type == "Conv" and len(node.inputs) == 3:
@@ -158,8 +158,9 @@ def _drop_whole_slices(model: ir.Model) -> None:
         limits = [_constant(node.inputs[i]) for i in (1, 2, 4)]
         if all(t is not None and t.size == 1 for t in limits):
             start, end, step = (int(t.numpy().item()) for t in limits if t is not None)
-            if (start, step) == (0, 1) and end >= 2**31 - 1 and not node.outputs[0].is_graph_output():
-                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+            source, sliced = node.inputs[0], node.outputs[0]
+            if source and (start, step) == (0, 1) and end >= 2**31 - 1 and not sliced.is_graph_output():
+                ir.convenience.replace_all_uses_with(sliced, source)
 
 
 def _merge_constants(model: ir.Model, weights: set[str]) -> None:
@@ -184,12 +185,12 @@ def _take_named_from_outputs(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def _sign(model: ir.Model, spec: GraphSpec, half: bool) -> None:
-    """Write the contract's axis names on inputs and outputs and keep what the tracer called them for `symbols`."""
+    """Compare names and dtypes with the contract and write its axis names on inputs and outputs."""
     graph = model.graph
     graph.name = spec.name
     model.producer_name, model.producer_version = "arlon-rt", ""
-    for value, tensor in (*zip(graph.inputs, spec.inputs, strict=True), *zip(graph.outputs, spec.outputs, strict=True)):
-        wanted = ir.DataType[{"float64": "DOUBLE", "float32": "FLOAT"}.get(numpy_dtype(tensor, half), numpy_dtype(tensor, half).upper())]
+    for value, tensor in zip((*graph.inputs, *graph.outputs), (*spec.inputs, *spec.outputs), strict=True):
+        wanted = ir.DataType.from_numpy(np.dtype(numpy_dtype(tensor, half)))
         if value.name != tensor.name or value.dtype != wanted:
             raise ExportError(f"{spec.name}: {value.name} is {value.dtype}; the contract has {tensor.name} {wanted}")
         value.shape = ir.Shape(tensor.axes)
@@ -202,4 +203,4 @@ def _check(model: ir.Model, spec: GraphSpec) -> None:
     for value in model.graph.outputs:
         producer = value.producer()
         if value.dtype == ir.DataType.UINT8 and (producer is None or producer.op_type != "Cast"):
-            raise ExportError(f"{spec.name}: the last node before {value.name!r} is {producer}; TensorRT asks for a Cast")
+            raise ExportError(f"{spec.name}: {value.name!r} comes from {producer}; TensorRT asks for a Cast there")

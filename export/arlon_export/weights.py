@@ -6,8 +6,10 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 PAGE_BYTES = 4096
@@ -29,7 +31,9 @@ class WeightFile:
     def __enter__(self) -> WeightFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def externalise(self, model: ir.Model, weights: Collection[str]) -> None:
@@ -60,11 +64,12 @@ class WeightFile:
             self._file.write(content)
         offset, length = self._places[key]
         return ir.ExternalTensor(
-            self._path.name, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=self._path.parent
+            self._path.name, offset, length, tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=self._path.parent,
         )
 
 
-def _fits_half(values: np.ndarray) -> bool:
+def _fits_half(values: npt.NDArray[Any]) -> bool:
     with np.errstate(over="ignore"):
         return bool(np.array_equal(values.astype(np.float16).astype(np.float32), values))
 

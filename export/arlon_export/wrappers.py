@@ -47,7 +47,7 @@ _CALLS: dict[str, Callable[..., Sequence[Tensor]]] = {
 
 
 class GraphModule(nn.Module):
-    """One graph of ``network``: forward(*inputs of the spec) -> outputs of the spec, then the `NAMED` tensor if there is one."""
+    """One graph of ``network``: inputs of the spec -> outputs of the spec, then the `NAMED` tensor if there is one."""
 
     def __init__(self, spec: GraphSpec, network: nn.Module) -> None:
         super().__init__()

@@ -80,13 +80,15 @@ class LatentPool:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=8192)
+    parser.add_argument("--clips", type=int, default=4096)
+    parser.add_argument("--part", default="0/1", help="make every n-th shard alone, e.g. 0/2 and 1/2 in two processes")
     args: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(args.threads)
     vae = load_averaged(args.out, "autoencoder", VideoVAE(vae_config()), args.device)
     folder = args.out / "latents"
     folder.mkdir(parents=True, exist_ok=True)
-    for shard in track(range(-(-args.clips // SHARD_CLIPS)), description="latents"):
+    part, parts = map(int, args.part.split("/"))
+    for shard in track(range(part, -(-args.clips // SHARD_CLIPS), parts), description="latents"):
         path = folder / f"{shard:05d}.npy"
         if path.is_file():
             continue

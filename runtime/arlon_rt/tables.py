@@ -1,4 +1,4 @@
-"""Position tables of the diffusion transformer, made on the host once a resolution: sin-cos in space, rotary in time."""
+"""Position tables of the diffusion transformer, made on the host: sin-cos in space, rotary in time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def position_table(
 ) -> Float32:
     """The 2-D sin-cos table added to the patches of every frame: (grid_height * grid_width, hidden_size), row-major.
 
-    Open-Sora v1.2 (spec 5.3): with ``scale = sqrt(height * width) / input_sq_size`` and ``base = round(sqrt(patches))``,
+    Open-Sora v1.2: with ``scale = sqrt(height * width) / input_sq_size`` and ``base = round(sqrt(patches))``,
     column c stands at ``c / scale * base / grid_width`` and row r at ``r / scale * base / grid_height``. The first
     half of the channels is [sin, cos] of the column, the second half of the row, over ``hidden_size / 4`` frequencies.
 

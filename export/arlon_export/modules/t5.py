@@ -140,8 +140,8 @@ class T5Encoder(nn.Module):
         """Normal weights of T5's own scales: without scaled scores, queries must start small."""
         inner = config.num_heads * config.d_kv
         deviations = {
-            "shared": 1.0, "q": (config.d_model * config.d_kv) ** -0.5, "k": config.d_model**-0.5, "v": config.d_model**-0.5,
-            "o": inner**-0.5, "relative_attention_bias": config.d_model**-0.5,
+            "shared": 1.0, "q": (config.d_model * config.d_kv) ** -0.5, "k": config.d_model**-0.5,
+            "v": config.d_model**-0.5, "o": inner**-0.5, "relative_attention_bias": config.d_model**-0.5,
             "wi_0": config.d_model**-0.5, "wi_1": config.d_model**-0.5, "wo": config.d_ff**-0.5,
         }
         for name, module in self.named_modules():
