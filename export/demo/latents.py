@@ -27,7 +27,7 @@ SWITCH_PROBABILITY = 0.35
 
 
 def clip_of(index: int) -> Clip:
-    """The clip with this number; odd numbers may switch their prompt midway."""
+    """The clip with this number; its prompt may switch midway."""
     draw = rng(SEED, index)
     return sample_clip(draw, CLIP_FRAMES, SWITCH_PROBABILITY)
 

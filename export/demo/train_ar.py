@@ -15,6 +15,9 @@ from demo.training import Losses, Recipe, arguments, rng, train
 from demo.train_vq import HELD_BACK
 from demo.windows import Corpus, replaced
 
+CONTEXT_FRAMES = 3
+"""Code-frames given, not learned, at the start of a window that is not the video's start."""
+
 
 def grid_positions(frames: int, height: int, width: int) -> Tensor:
     """(frames·height·width, 3): the position of every code of a window, row-major."""
@@ -43,7 +46,9 @@ class Windows:
             null = varied and draw.random() < self.recipe.tables["training"]["null_text"]
             captions.append("" if null else self.corpus.caption(clip, bounds[scene], draw))
             frame = torch.arange(start, start + frames)
-            spoken.append(((frame >= first) & (frame < end)).repeat_interleave(per_frame))
+            # only a video's own start is written without context; elsewhere the codes before tell the chunks' phase
+            known = start + CONTEXT_FRAMES if start else 0
+            spoken.append(((frame >= max(first, known)) & (frame < end)).repeat_interleave(per_frame))
             windows.append(codes[row, start:start + frames].flatten())
         hidden, mask = self.corpus.text(captions)
         return hidden, mask.sum(1), torch.stack(windows), torch.stack(spoken).to(codes.device)

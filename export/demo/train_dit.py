@@ -24,6 +24,11 @@ LENGTHS, LENGTH_SHARES = (20, 15, 10, 5, 1), (0.55, 0.15, 0.1, 0.1, 0.1)
 """Latents of 68, 51, 34 and 17 frames and of a single image, and how often each is drawn."""
 KEPT, KEPT_SHARES = ("none", "first_five", "first", "any"), (0.45, 0.35, 0.1, 0.1)
 
+UNIFORM_SHARE = 0.4
+"""Of timesteps that are drawn uniformly."""
+KEPT_NOISE = 0.2
+"""Largest deviation of kept latents: decoding to uint8 and encoding again moves them by 0.14 of their spread."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -84,12 +89,17 @@ def kept_frames(draw: np.random.Generator, window: Window, corpus: Corpus) -> Te
 
 
 def draw_times(draw: np.random.Generator, batch: int, length: int) -> Tensor:
-    """Timesteps in 0..1000: logit-normal, then Open-Sora's transform for this size and length."""
+    """Timesteps in 0..1000: logit-normal with Open-Sora's transform for this size and length, or uniform.
+
+    At this size the transform pulls times down, and strong noise, where sampling begins, would hardly ever be drawn.
+    """
     frames = 1 if length == 1 else length // CHUNK_LATENTS * 17
     ratio_step = float(timesteps(2, VIDEO.height, VIDEO.width, frames, FlowConfig())[1]) / 1000  # r / (1 + r)
     ratio = ratio_step / (1 - ratio_step)
     tau = 1 / (1 + np.exp(-draw.normal(0.0, 1.2, batch)))
-    return torch.from_numpy(1000 * ratio * tau / (1 + (ratio - 1) * tau)).float()
+    transformed = 1000 * ratio * tau / (1 + (ratio - 1) * tau)
+    uniform = draw.random(batch) < UNIFORM_SHARE
+    return torch.from_numpy(np.where(uniform, 1000 * draw.random(batch), transformed)).float()
 
 
 class DiTLoss:
@@ -124,7 +134,9 @@ class DiTLoss:
         noise = torch.from_numpy(draw.standard_normal(data.shape, np.float32)).to(self.device)
         t = times.view(-1, 1, 1, 1, 1) / 1000
         made = mask[:, None, :, None, None]
-        latents = torch.where(made, (1 - t) * data + t * noise, data)
+        level = torch.from_numpy(draw.uniform(0, KEPT_NOISE, (len(times), 1, 1, 1, 1))).float().to(self.device)
+        kept = data + level * torch.from_numpy(draw.standard_normal(data.shape, np.float32)).to(self.device)
+        latents = torch.where(made, (1 - t) * data + t * noise, kept)
         rows = torch.ones(len(times), device=self.device)
         features = None if coarse is None else self.model.semantic(coarse)
         out = self.model.velocity(

@@ -13,7 +13,7 @@ from demo.training import Losses, Recipe, arguments, rng, train
 LENGTHS = (10, 16, 20, 22)
 """Latents a window: whole segments and the shorter ones long video cuts, all multiples of the code's time stride."""
 HELD_BACK = 128
-"""Newest clips of the pool, kept for evaluation by every stage."""
+"""First clips of the pool, kept for evaluation by every stage."""
 
 
 def main() -> None:

@@ -158,6 +158,7 @@ def train(
     with Progress(*columns) as progress:
         task = progress.add_task(stage, total=end, completed=start, loss="")
         for step in range(start, end):
+            torch.manual_seed(s.seed * 1_000_003 + step)
             rate = learning_rate(s, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate

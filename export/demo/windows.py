@@ -57,7 +57,8 @@ class Corpus:
             while len(have) < len(self.pool):
                 clips = list(range(len(have), min(len(have) + 32, len(self.pool))))
                 latents = self.pool.batch(clips, *self.statistics).to(self.device)
-                have += list(codec.encode(latents).cpu())
+                with torch.autocast(latents.device.type, enabled=False):
+                    have += list(codec.encode(latents).cpu())
 
     def latents(self, clips: list[int]) -> Tensor:
         return self.pool.batch(clips, *self.statistics).to(self.device)

@@ -140,7 +140,9 @@ def vq_decoder(c: ModelConfig) -> GraphSpec:
     return GraphSpec(
         name="vq_decoder", network="vq",
         inputs=(_tensor("tokens", "int64", 1, "code_frame", "code_height", "code_width"),),
-        outputs=(_tensor("coarse", "float32", 1, c.vq.latent_channels, "coarse_frame", "coarse_height", "coarse_width"),),
+        outputs=(
+            _tensor("coarse", "float32", 1, c.vq.latent_channels, "coarse_frame", "coarse_height", "coarse_width"),
+        ),
         axes=(
             Axis(name="code_frame", min=1, opt=frames, max=frames + 1), height, width,
             Axis(name="coarse_frame", min=st, opt=st * frames, max=st * (frames + 1)),
@@ -158,7 +160,10 @@ def caption(c: ModelConfig) -> GraphSpec:
     d = c.dit
     return GraphSpec(
         name="caption", network="dit",
-        inputs=(_tensor("last_hidden_state", "float", "batch", "prompt", d.caption_channels), _tensor("use_null", "bool", "batch")),
+        inputs=(
+            _tensor("last_hidden_state", "float", "batch", "prompt", d.caption_channels),
+            _tensor("use_null", "bool", "batch"),
+        ),
         outputs=(_tensor("caption_kv", "float", 2 * d.depth, 2, "batch", d.num_heads, "prompt", d.head_dim),),
         axes=(_batch(), _prompt(c)),
     )
@@ -205,7 +210,8 @@ def dit(c: ModelConfig) -> GraphSpec:
         _tensor("guidance_weights", "float32", "batch"), _tensor("frame_mask", "bool", "frame"),
         _tensor("noise", "float32", 1, d.in_channels, *latents), _tensor("noise_mask", "bool", "frame"),
         _tensor("position", "float32", "patches", d.hidden_size),
-        _tensor("rotary_cos", "float32", "frame", d.head_dim // 2), _tensor("rotary_sin", "float32", "frame", d.head_dim // 2),
+        _tensor("rotary_cos", "float32", "frame", d.head_dim // 2),
+        _tensor("rotary_sin", "float32", "frame", d.head_dim // 2),
         _tensor("fps", "float32", 1),
         _tensor("caption_kv", "float", 2 * d.depth, 2, "batch", d.num_heads, "prompt", d.head_dim),
         _tensor("text_mask", "bool", "batch", "prompt"),
@@ -224,7 +230,8 @@ def _chunk_axes(c: ModelConfig) -> tuple[Axis, ...]:
     s, n = c.vae.space_stride, c.vae.chunk_frames
     return (
         Axis(name="chunk", min=1, opt=c.vae.chunk_latents, max=c.vae.chunk_latents), h, w,
-        Axis(name="height", min=s * h.min, opt=s * h.opt, max=s * h.max), Axis(name="width", min=s * w.min, opt=s * w.opt, max=s * w.max),
+        Axis(name="height", min=s * h.min, opt=s * h.opt, max=s * h.max),
+        Axis(name="width", min=s * w.min, opt=s * w.opt, max=s * w.max),
         Axis(name="out_frame", min=1, opt=n, max=c.vae.chunk_latents * c.vae.time_stride),
         Axis(name="in_frame", min=1, opt=n, max=n),
     )
@@ -260,7 +267,10 @@ def vae_encoder(c: ModelConfig) -> GraphSpec:
     chunk = axes["chunk"]
     return GraphSpec(
         name="vae_encoder", network="vae",
-        inputs=(_tensor("frames", "uint8", "in_frame", "height", "width", 3), _tensor("frame_index", "int64", "padded_frame")),
+        inputs=(
+            _tensor("frames", "uint8", "in_frame", "height", "width", 3),
+            _tensor("frame_index", "int64", "padded_frame"),
+        ),
         outputs=(_tensor("latents", "float32", 1, c.vae.latent_embed_dim, "chunk", "latent_height", "latent_width"),),
         axes=(
             axes["in_frame"], axes["height"], axes["width"],
