@@ -29,7 +29,7 @@ class Export:
         def report(done: GraphDone) -> None:
             console.print(
                 f"[{done.done:2d}/{done.total}]".replace("[", r"\[")
-                + f" {done.graph}.{done.precision}: {done.onnx_bytes / 1024:.0f} KiB, error {done.error:.1e}"
+                + f" {done.graph}.{done.precision}: {done.onnx_bytes / 1024:.0f} KiB, {done.agreement}"
             )
 
         only = _names(args.only) if args.only else None

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
-from arlon_export.check import check_graph
+from arlon_export.check import Agreement, check_graph
 from arlon_export.checkpoint import TOKENIZER, Checkpoint
 from arlon_export.cost import graph_bytes, graph_flops
 from arlon_export.feeds import opt_sizes
@@ -40,8 +40,7 @@ class GraphDone:
     done: int
     total: int
     onnx_bytes: int
-    error: float
-    """Largest relative error of its float outputs; 0 where it has none."""
+    agreement: Agreement
 
 
 def export_bundle(
@@ -88,6 +87,7 @@ def _write(
 ) -> None:
     """Network by network, so that one at a time is in memory and a fault shows before the next is traced."""
     graphs: Graphs = {}
+    parameters: dict[str, int] = {}
     model, done, total = checkpoint.model, 0, len(specs) * len(precisions)
     if any(s.network == "text" for s in specs):
         if checkpoint.tokenizer is None:
@@ -98,25 +98,31 @@ def _write(
         if network == "dit":
             model = with_rotary_frequencies(model, module)
         own = [s for s in specs if s.network == network]
-        _write_network(model, folder, own, module, precisions, graphs)
+        shipped = _write_network(model, folder, own, module, precisions, graphs)
+        parameters[network] = sum(p.numel() for name, p in module.named_parameters() if name in shipped)
         write_manifest(
-            folder, model=model, defaults=checkpoint.defaults, graphs=graphs, provenance=checkpoint.provenance
+            folder, model=model, defaults=checkpoint.defaults, graphs=graphs, provenance=checkpoint.provenance,
+            parameters=parameters,
         )
         bundle = Bundle.open(folder)
         for spec, precision in itertools.product(own, precisions):
-            error = check_graph(bundle, spec, module, precision)
+            agreement = check_graph(bundle, spec, module, precision)
             size = bundle.graph_file(spec.name, precision).stat().st_size
             done += 1
             on_graph(GraphDone(
-                graph=spec.name, precision=precision, done=done, total=total, onnx_bytes=size, error=error
+                graph=spec.name, precision=precision, done=done, total=total, onnx_bytes=size, agreement=agreement
             ))
 
 
 def _write_network(
     model: ModelConfig, folder: Path, specs: Sequence[GraphSpec], module: nn.Module, precisions: Sequence[str],
     graphs: Graphs,
-) -> None:
-    """Trace every graph of one network into ``folder/onnx`` and add its manifest entries to ``graphs``."""
+) -> set[str]:
+    """Trace every graph of one network into ``folder/onnx`` and add its manifest entries to ``graphs``.
+
+    Returns the names of the weights that are in a graph; the VQ-VAE's encoder, for one, is in none.
+    """
+    shipped: set[str] = set()
     data = folder / "onnx" / f"{specs[0].network}.data"
     with WeightFile(data) as weights:
         for precision in precisions:
@@ -124,12 +130,14 @@ def _write_network(
             for spec in specs:
                 graph = export_graph(model, spec, traced, half=precision == "fp16")
                 entry = _entry(model, spec, graph, precision)
+                shipped |= weight_names(graph, module)
                 weights.externalise(graph, weight_names(graph, module))
                 (folder / entry.file).write_bytes(to_proto(graph).SerializeToString(deterministic=True))
                 graphs.setdefault(spec.name, {})[precision] = entry
     for entries in (graphs[s.name] for s in specs):
         for entry in entries.values():
             onnx.checker.check_model(str(folder / entry.file))
+    return shipped
 
 
 def _entry(model: ModelConfig, spec: GraphSpec, graph: ir.Model, precision: str) -> GraphEntry:

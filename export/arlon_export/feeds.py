@@ -102,7 +102,7 @@ def _values(
         "input_ids": integers(0, c.text.vocab_size), "tokens": integers(0, codes), "frames": integers(0, 256),
         "attention_mask": lambda rng, size: np.arange(size[1]) < rng.integers(1, size[1] + 1, (size[0], 1)),
         "text_mask": lambda rng, size: np.arange(size[1]) < rng.integers(1, size[1] + 1, (size[0], 1)),
-        "timestep": uniform(1, 1000), "step_size": uniform(0.01, 0.2), "fps": uniform(8, 60),
+        "timestep": uniform(1, 1000), "step_size": uniform(0.5, 1.5), "fps": uniform(8, 60),
         "temperature": uniform(0.5, 1.5), "top_p": uniform(0.5, 1.0), "uniform": uniform(0, 1),
         "rotary_cos": uniform(-1, 1), "rotary_sin": uniform(-1, 1),
     }
@@ -111,6 +111,10 @@ def _values(
         draws["write_index"] = integers(0, limit)
         draws["top_k"] = integers(1, c.ar.max_top_k + 1)
         draws["grid"] = lambda rng, size: rng.integers(0, np.array(c.ar.grid), size) if c.ar else np.zeros(size)
+    if spec.name == "dit":
+        # The first frame moves by its velocity alone, so that even a single frame shows a wrong one.
+        draws["frame_mask"] = lambda rng, size: (rng.random(size) < 0.7) | (np.arange(*size) == 0)
+        draws["noise_mask"] = lambda rng, size: (rng.random(size) < 0.3) & (np.arange(*size) != 0)
     if spec.name == "vae_decoder":
         draws["frame_index"] = integers(0, sizes["chunk"] * c.vae.time_stride)
     if spec.name == "vae_encoder":

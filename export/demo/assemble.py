@@ -24,12 +24,12 @@ from demo.training import Recipe, load_averaged
 
 STAGES = ("autoencoder", "vq", "vq_coarse", "text", "ar", "dit")
 DEFAULTS: dict[str, Any] = {
-    "num_frames": 68, "num_inference_steps": 10, "guidance_scale": 3.0, "ar_guidance_scale": 1.0,
-    "temperature": 1.0, "top_k": 50, "top_p": 0.9,
+    "num_frames": 68, "num_inference_steps": 10, "guidance_scale": 1.0, "ar_guidance_scale": 3.0,
+    "temperature": 0.7, "top_k": 50, "top_p": 0.9,
 }
 CARD = (
-    "Trained from scratch on a procedural world: one coloured shape moving over a plain background, 64x64, 24 frames a second. "
-    "It knows six colours, three shapes, five motions and three backgrounds, and nothing else."
+    "Trained from scratch on a procedural world: one coloured shape moving over a plain background, 64x64, 24 frames a "
+    "second. It knows six colours, three shapes, five motions and three backgrounds, and nothing else."
 )
 
 
@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("checkpoints"), help="folder of all stages' checkpoints")
     parser.add_argument("--to", type=Path, default=Path("checkpoints/demo"), help="the checkpoint folder to write")
     parser.add_argument("--trained-on", default="2 CPU cores", help="the hardware, for the card")
+    parser.add_argument("--note", action="append", default=[], help="how a run differed from its recipe, for the card")
+    parser.add_argument("--scores", type=Path, help="what `demo.score --json` wrote for these weights, for the card")
     args = parser.parse_args()
     pool = LatentPool(args.out / "latents")
     pool.refresh()
@@ -67,7 +69,10 @@ def main() -> None:
     measured = VideoVAE(vae_config(shift, scale))  # the stage trains with shift 0 and scale 1
     networks["vae"].load_state_dict({"shift": measured.shift, "scale": measured.scale}, strict=False)
     model = model_config(shift, scale)
-    card = provenance(args.out, len(pool), args.trained_on)
+    card = {**provenance(args.out, len(pool), args.trained_on), "notes": args.note}
+    if args.scores:
+        runs = json.loads(args.scores.read_text())["runs"]
+        card["scores"] = [{k: run[k] for k in ("steps", "inject", "rates")} for run in runs]
     write_checkpoint(args.to, model=model, defaults=DEFAULTS, provenance=card, tokenizer=args.out / "tokenizer.model")
     for name, module in networks.items():
         write_weights(args.to, name, module.state_dict(), half=True)

@@ -40,12 +40,14 @@ def vq_config(coarse: bool = False) -> VQConfig:
 
 
 def ar_config() -> ARConfig:
-    return from_json(ARConfig, {**table("ar"), "num_codes": vq_config().num_codes, "text_dim": text_config().d_model}, "ar")
+    joined = {"num_codes": vq_config().num_codes, "text_dim": text_config().d_model}
+    return from_json(ARConfig, {**table("ar"), **joined}, "ar")
 
 
 def dit_config() -> DiTConfig:
     text = text_config()
-    return from_json(DiTConfig, {**table("dit"), "caption_channels": text.d_model, "model_max_length": text.max_length}, "dit")
+    joined = {"caption_channels": text.d_model, "model_max_length": text.max_length}
+    return from_json(DiTConfig, {**table("dit"), **joined}, "dit")
 
 
 def injection_config() -> InjectionConfig:

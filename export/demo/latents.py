@@ -42,7 +42,7 @@ def statistics(latents: npt.NDArray[np.floating]) -> tuple[list[float], list[flo
 @torch.no_grad()
 def encode_clip(vae: VideoVAE, frames: npt.NDArray[np.uint8], device: str) -> npt.NDArray[np.float16]:
     """Frames (136, h, w, 3) -> latents (4, 40, h/8, w/8), the 17-frame chunks as one batch."""
-    chunks = torch.from_numpy(frames).to(device).unflatten(0, (-1, 17)).permute(0, 4, 1, 2, 3)
+    chunks = torch.from_numpy(frames).to(device).view(-1, 17, *frames.shape[1:]).permute(0, 4, 1, 2, 3)
     index = torch.tensor([0] * 3 + list(range(1, 18)), device=device)
     with torch.autocast(torch.device(device).type, torch.bfloat16):
         z = vae.encode_chunk(chunks.float() / 127.5 - 1, index)
@@ -85,6 +85,7 @@ def main() -> None:
     args: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(args.threads)
     vae = load_averaged(args.out, "autoencoder", VideoVAE(vae_config()), args.device)
+    assert isinstance(vae, VideoVAE)
     folder = args.out / "latents"
     folder.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, args.part.split("/"))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from arlon_export.modules.ar import TokenModel
 from demo.config import ar_config, vq_config
-from demo.training import Losses, Recipe, arguments, rng, train
 from demo.train_vq import HELD_BACK
+from demo.training import Losses, Recipe, arguments, rng, train
 from demo.windows import Corpus, replaced
 
 CONTEXT_FRAMES = 3
@@ -32,7 +32,9 @@ class Windows:
         self.corpus, self.recipe, self.config = corpus, recipe, ar_config()
         self.stride = vq_config().stride[0]
 
-    def draw(self, draw: np.random.Generator, clips: list[int], varied: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def draw(
+        self, draw: np.random.Generator, clips: list[int], varied: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Text states and lengths, codes (batch, window) and the mask of codes that the text speaks of."""
         codes = self.corpus.codes("vq", clips)
         frames, per_frame = self.config.grid[0], codes[0, 0].numel()
@@ -54,14 +56,17 @@ class Windows:
         return hidden, mask.sum(1), torch.stack(windows), torch.stack(spoken).to(codes.device)
 
 
-def token_loss(model: TokenModel, hidden: Tensor, lengths: Tensor, codes: Tensor, spoken: Tensor, wrong: Tensor | float) -> tuple[Tensor, Tensor]:
+def token_loss(
+    model: TokenModel, hidden: Tensor, lengths: Tensor, codes: Tensor, spoken: Tensor, wrong: Tensor | float
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy (nats a code) and accuracy of the next code, over the codes the text speaks of."""
     config = model.config
     bos = torch.full_like(codes[:, :1], config.bos)
     inputs = torch.cat([bos, replaced(codes[:, :-1], wrong, config.num_codes)], 1)
     logits = model.logits(hidden, lengths, inputs, grid_positions(*config.grid).to(codes.device)[None]).float()
-    each = F.cross_entropy(logits[..., :config.num_codes].flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
-    right = (logits[..., :config.num_codes].argmax(-1) == codes).float()
+    logits = logits[..., :config.num_codes]
+    each = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
+    right = (logits.argmax(-1) == codes).float()
     weight = spoken.float() / spoken.sum().clamp(min=1)
     return (each * weight).sum(), (right * weight).sum()
 

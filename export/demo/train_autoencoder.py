@@ -1,4 +1,4 @@
-"""Stage 1, `python -m demo.train_autoencoder`: the video autoencoder, 2-D first, then the temporal part.
+"""Stage 1, `python -m demo.train_autoencoder`: the video autoencoder, 2-D first, then the temporal part, then images.
 
 In the second phase the 2-D encoder rests, and at its start the 2-D decoder too: what a new temporal decoder gives it
 would spoil it. A chunk's first frame and a few others are decoded to pixels; the causal padding leaves the first
@@ -30,7 +30,7 @@ def edge_weights(pixels: Tensor, weight: float) -> Tensor:
     x = pixels.transpose(1, 2).flatten(0, 1)
     step = (x - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)).abs().amax(1, keepdim=True)
     near = F.max_pool2d((step > 0.02).float(), 3, 1, 1)
-    return 1 + weight * near.unflatten(0, (pixels.shape[0], -1)).transpose(1, 2)
+    return 1 + near.view(pixels.shape[0], -1, *near.shape[1:]).transpose(1, 2) * weight
 
 
 def reconstruction(out: Tensor, pixels: Tensor, weight: float) -> Tensor:
@@ -59,9 +59,13 @@ class AutoencoderLoss:
 
     def __call__(self, step: int) -> Losses:
         draw = rng(self.schedule.seed, step)
-        temporal_steps = step - self.extra["frame_steps"]
-        self.vae.spatial_vae.module.decoder.requires_grad_(not 0 <= temporal_steps < self.extra["alone_steps"])
-        return self.frames(draw) if step < self.extra["frame_steps"] else self.chunks(draw)
+        temporal, images = self.schedule.phases
+        self.vae.spatial_vae.module.decoder.requires_grad_(not temporal <= step < temporal + self.extra["alone_steps"])
+        self.vae.temporal_vae.encoder.requires_grad_(step < images)
+        self.vae.temporal_vae.quant_conv.requires_grad_(step < images)
+        if step < temporal:
+            return self.frames(draw)
+        return self.chunks(draw, images=step >= images)
 
     def frames(self, draw: np.random.Generator) -> Losses:
         still = np.stack([render(sample_scene(draw), 1, VIDEO.height) for _ in range(self.extra["frame_batch_size"])])
@@ -71,23 +75,31 @@ class AutoencoderLoss:
         error = reconstruction(out, pixels, self.extra["edge_weight"])
         return {"loss": error + self.penalty(z), "frame": error}
 
-    def chunks(self, draw: np.random.Generator) -> Losses:
+    def chunks(self, draw: np.random.Generator, images: bool) -> Losses:
         clips = [sample_clip(draw, CHUNK) for _ in range(self.schedule.batch_size)]
         pixels = to_pixels(np.stack([render_clip(c, VIDEO.height) for c in clips]), self.device)
         with torch.no_grad():
             target = self.vae.spatial_vae.encode(pixels).mean
             padded = torch.cat([torch.zeros_like(target[:, :, :1]), target], 2)
-        z = self.vae.temporal_vae.encode(padded.index_select(2, encoder_frame_index(CHUNK, 4).to(self.device))).mean.float()
+        index = encoder_frame_index(CHUNK, 4).to(self.device)
+        z = self.vae.temporal_vae.encode(padded.index_select(2, index)).mean.float()
         picked = np.sort(np.append(0, draw.choice(np.arange(1, CHUNK), self.extra["decoded_frames"], replace=False)))
         decoded = self.vae.temporal_vae.decode(z + 0.05 * torch.randn_like(z))[:, :, -CHUNK:]
         out = self.vae.spatial_vae.decode(decoded[:, :, picked])
         error = reconstruction(out, pixels[:, :, picked], self.extra["edge_weight"])
         latent = F.smooth_l1_loss(decoded.float(), target.float())
-        return {"loss": error + latent + self.penalty(z), "chunk": error, "latent": latent}
+        losses = {"loss": error + latent + self.penalty(z), "chunk": error, "latent": latent}
+        if images:  # a chunk's first latent by itself is its first frame, as an image
+            first = self.vae.temporal_vae.decode(z[:, :, :1])[:, :, -1:]
+            image = reconstruction(self.vae.spatial_vae.decode(first), pixels[:, :, :1], self.extra["edge_weight"])
+            image_latent = F.smooth_l1_loss(first.float(), target[:, :, :1].float())
+            losses |= {"loss": losses["loss"] + image + image_latent, "image": image}
+        return losses
 
     def penalty(self, z: Tensor) -> Tensor:
         """Keeps latents near unit size, so that the noise added to them means something."""
-        return self.extra["latent_weight"] * z.square().mean()
+        weight: float = self.extra["latent_weight"]
+        return weight * z.square().mean()
 
 
 @torch.no_grad()
@@ -99,9 +111,11 @@ def evaluate(vae: nn.Module, device: str) -> dict[str, float]:
     pixels = to_pixels(clips, device)
     out = vae.decode(vae.encode(pixels), CHUNK)
     frames = vae.spatial_vae.decode(vae.spatial_vae.encode(pixels).mean)
+    image = vae.decode(vae.encode(pixels)[:, :, :1], 1)
     return {
-        "psnr": psnr(out, pixels), "psnr_first": psnr(out[:, :, 0], pixels[:, :, 0]), "object_psnr": object_psnr(out, pixels),
-        "frame_psnr": psnr(frames, pixels),
+        "image_psnr": psnr(image, pixels[:, :, :1]),
+        "psnr": psnr(out, pixels), "psnr_first": psnr(out[:, :, 0], pixels[:, :, 0]),
+        "object_psnr": object_psnr(out, pixels), "frame_psnr": psnr(frames, pixels),
     }
 
 

@@ -1,4 +1,4 @@
-"""Stage 5, `python -m demo.train_dit`: STDiT3 with semantic injection by rectified flow, on segments as long video cuts them."""
+"""Stage 5, `python -m demo.train_dit`: STDiT3 with injection by rectified flow, on segments as long video cuts them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Window:
     length: int
 
 
-def draw_window(draw: np.random.Generator, pool: LatentPool, corpus: Corpus, batch: int, first: int, last: int) -> Window:
+def draw_window(
+    draw: np.random.Generator, pool: LatentPool, corpus: Corpus, batch: int, first: int, last: int
+) -> Window:
     """One window for all rows; a prompt may switch only where long video switches it: behind the kept five latents."""
     length = int(draw.choice(LENGTHS, p=LENGTH_SHARES))
     start = CHUNK_LATENTS * int(draw.integers(0, (CLIP_LATENTS - max(length, CHUNK_LATENTS)) // CHUNK_LATENTS + 1))
@@ -113,7 +115,8 @@ class DiTLoss:
         if step % 50 == 0:
             self.corpus.refresh()
         draw = rng(self.schedule.seed, step)
-        window = draw_window(draw, self.corpus.pool, self.corpus, self.schedule.batch_size, HELD_BACK, len(self.corpus.pool))
+        pool = self.corpus.pool
+        window = draw_window(draw, pool, self.corpus, self.schedule.batch_size, HELD_BACK, len(pool))
         coarse = None
         if draw.random() >= self.extra["no_injection"]:
             codec = CODECS[int(draw.random() < self.extra["coarser_codec"])]
@@ -126,7 +129,10 @@ class DiTLoss:
         times = draw_times(draw, len(window.clips), window.length)
         return {"loss": self.loss(draw, window, coarse, mask, null, times)}
 
-    def loss(self, draw: np.random.Generator, window: Window, coarse: Tensor | None, mask: Tensor, null: Tensor, times: Tensor) -> Tensor:
+    def loss(
+        self, draw: np.random.Generator, window: Window, coarse: Tensor | None, mask: Tensor, null: Tensor,
+        times: Tensor,
+    ) -> Tensor:
         data = self.corpus.latents(window.clips)[:, :, window.start:window.start + window.length]
         shown = window.start + window.length - 1
         text, text_mask = self.corpus.text([self.corpus.caption(c, shown, draw) for c in window.clips])
@@ -139,9 +145,9 @@ class DiTLoss:
         latents = torch.where(made, (1 - t) * data + t * noise, kept)
         rows = torch.ones(len(times), device=self.device)
         features = None if coarse is None else self.model.semantic(coarse)
+        fps = rows * (IMAGE_FPS if window.length == 1 else VIDEO.fps)
         out = self.model.velocity(
-            latents, times, text, text_mask, mask,
-            rows * (IMAGE_FPS if window.length == 1 else VIDEO.fps), rows * VIDEO.height, rows * VIDEO.width, features, null,
+            latents, times, text, text_mask, mask, fps, rows * VIDEO.height, rows * VIDEO.width, features, null,
         )[:, :data.shape[1]]
         error = (out - (data - noise)).square() * made
         return error.sum() / (made.sum() * data[0, :, 0].numel()).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Stage 3, `python -m demo.train_text`: the sentencepiece vocabulary, then the T5 encoder by telling attributes apart."""
+"""Stage 3, `python -m demo.train_text`: a sentencepiece vocabulary, then the T5 encoder by telling attributes apart."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def train_vocabulary(path: Path, size: int, captions: int) -> None:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus(captions, rng(0))), model_writer=model, vocab_size=size, hard_vocab_limit=False,
-        model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=1.0, num_threads=1, minloglevel=2,
-        required_chars="abcdefghijklmnopqrstuvwxyz0123456789.,'-!?",
+        model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, character_coverage=1.0,
+        required_chars="abcdefghijklmnopqrstuvwxyz0123456789.,'-!?", num_threads=1, minloglevel=2,
     )
     path.write_bytes(model.getvalue())
 

@@ -30,8 +30,8 @@ class Schedule:
     batch_size: int
     learning_rate: float
     warmup_steps: int = 100
-    restart: int = 0
-    """Step at which a second phase begins: the learning rate warms up and falls anew."""
+    phases: tuple[int, ...] = ()
+    """Steps at which a further phase begins: the learning rate warms up and falls anew in each."""
     weight_decay: float = 0.01
     ema: float = 0.999
     gradient_clip: float = 1.0
@@ -51,9 +51,10 @@ class Recipe:
         tables = tomllib.loads((RECIPES / f"{name}.toml").read_text())
         training = tables.pop("training")
         known = {f.name for f in fields(Schedule)}
-        return cls(name, Schedule(**{k: v for k, v in training.items() if k in known}), {
-            **tables, "training": {k: v for k, v in training.items() if k not in known},
-        })
+        chosen = {k: v for k, v in training.items() if k in known}
+        schedule: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()}
+        rest = {k: v for k, v in training.items() if k not in known}
+        return cls(name, Schedule(**schedule), {**tables, "training": rest})
 
 
 def rng(seed: int, *keys: int) -> np.random.Generator:
@@ -63,7 +64,8 @@ def rng(seed: int, *keys: int) -> np.random.Generator:
 
 def learning_rate(s: Schedule, step: int) -> float:
     """Linear warm-up, then a cosine to a fiftieth; each phase has its own."""
-    first, end = (s.restart, s.steps) if step >= s.restart else (0, s.restart)
+    first = max(p for p in (0, *s.phases) if p <= step)
+    end = min(p for p in (*s.phases, s.steps) if p > step)
     warm = min(1.0, (step - first + 1) / s.warmup_steps)
     return s.learning_rate * warm * (0.51 + 0.49 * math.cos(math.pi * (step - first) / (end - first)))
 
@@ -125,7 +127,9 @@ def train(
     args.out.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(args.out, stage)
     model.to(args.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, betas=(0.9, 0.99)
+    )
     averaged, start, seconds = Averaged(model, s.ema), 0, 0.0
     if path.is_file():
         saved = torch.load(path, map_location=args.device, weights_only=True)
@@ -138,7 +142,10 @@ def train(
 
     def save(step: int) -> None:
         elapsed = seconds + time.monotonic() - began
-        state = {"model": model.state_dict(), "ema": averaged.state, "optimizer": optimizer.state_dict(), "step": step, "seconds": elapsed}
+        state = {
+            "model": model.state_dict(), "ema": averaged.state, "optimizer": optimizer.state_dict(),
+            "step": step, "seconds": elapsed,
+        }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
         live = {k: v.clone() for k, v in model.state_dict().items()}
@@ -154,7 +161,10 @@ def train(
         print(json.dumps(line), flush=True)
 
     model.train()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task(stage, total=end, completed=start, loss="")
         for step in range(start, end):
@@ -167,7 +177,7 @@ def train(
             if not torch.isfinite(parts["loss"]):
                 raise SystemExit(f"{stage}: the loss is {parts['loss'].item()} at step {step}")
             optimizer.zero_grad(set_to_none=True)
-            parts["loss"].backward()
+            torch.autograd.backward(parts["loss"])
             nn.utils.clip_grad_norm_(model.parameters(), s.gradient_clip)
             optimizer.step()
             averaged.update(model, step)

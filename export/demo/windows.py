@@ -1,4 +1,4 @@
-"""What the AR model and the DiT are trained on: text states, tokens and latents of random windows of the pool's clips."""
+"""What the AR model and the DiT are trained on: text, tokens and latents of random windows of the pool's clips."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class TokenStream:
         self._dropped = 0  # codes before self._codes[0]
         self._texts: tuple[Text, ...] = ()
         self._lengths = np.zeros(0, np.int64)  # of each row's text: the slot of BOS
-        self._capacity = 0  # code-frames
+        self._capacity = model.config.grid[0]  # code-frames; a bundle's caches have room for the longest prompt beside
         self._window = 0  # index of the window's first code
         self._fed = 0  # entries of the window's sequence that are in the cache
         self._caches: dict[str, NDArray[Any] | Handle] = {}
@@ -124,13 +124,6 @@ class TokenStream:
         config = self._model.config
         hidden, mask = stacked(texts)
         self._texts, self._lengths = texts, mask.sum(axis=1)
-        # text, BOS and every code but the last, which opens the next window and is not fed in this one
-        self._capacity = min(config.grid[0], (config.max_length - hidden.shape[1]) // self._area)
-        if self._capacity < 1:
-            raise OptionsError(
-                f"the prompt is {hidden.shape[1]} tokens long; with {self._area} codes a code-frame the token model "
-                f"has room for {max(config.max_length - self._area, 0)}; shorten it or make the video smaller"
-            )
         shape = (len(texts), config.num_heads, config.max_length, config.head_dim)
         caches = self._caches or {
             f"{kind}_{layer}": np.zeros(shape, self._model.step.float_dtype)

@@ -25,6 +25,11 @@ BUILT_IN = {
     "bench": ("arlon_rt.cli_bench:bench", "time a generation, stage by stage"),
     "doctor": ("arlon_rt.cli_bundle:doctor", "say what this machine can run, and what to install"),
 }
+PLUGGED_IN = {
+    "export": "turn a checkpoint into a bundle (extra: export)",
+    "parity": "compare the graphs that ship with recorded outputs (extra: export)",
+}
+"""What the help says of the other packages' commands, which it does not load."""
 DISTRIBUTION = "arlon-rt"
 
 
@@ -81,7 +86,8 @@ def _dispatch(argv: list[str]) -> int:
     try:
         return command.run(args)
     except ModuleNotFoundError as error:
-        raise _missing(name, error) from error
+        _explain_missing(name, error)
+        raise
 
 
 def _load(name: str) -> Command:
@@ -96,7 +102,8 @@ def _load(name: str) -> Command:
     try:
         plugin: Command = plugins[name].load()
     except ModuleNotFoundError as error:
-        raise _missing(name, error) from error
+        _explain_missing(name, error)
+        raise
     return plugin
 
 
@@ -104,21 +111,21 @@ def _plugins() -> dict[str, EntryPoint]:
     return {e.name: e for e in sorted(entry_points(group=GROUP), key=lambda e: e.name) if e.name not in BUILT_IN}
 
 
-def _missing(name: str, error: ModuleNotFoundError) -> Exception:
-    """What to say about a module that is not installed: the extra of the package that has the command."""
+def _explain_missing(name: str, error: ModuleNotFoundError) -> None:
+    """Raise `MissingExtraError` about a module that is not installed, unless it is one of this project's own."""
+    if error.name is None or error.name.startswith("arlon_"):
+        return
     plugin = _plugins().get(name)
-    if plugin is None or (error.name or "").startswith("arlon_"):
-        return error
-    extra = plugin.module.partition(".")[0].removeprefix("arlon_")
-    command = f"pip install '{DISTRIBUTION}[{extra}]'"
-    return MissingExtraError(f"{name} needs {error.name}, which is not installed: {command}")
+    extra = f"[{plugin.module.partition('.')[0].removeprefix('arlon_')}]" if plugin else ""
+    command = f"pip install '{DISTRIBUTION}{extra}'"
+    raise MissingExtraError(f"{name} needs {error.name}, which is not installed: {command}") from error
 
 
 def _help() -> str:
     plugins = _plugins()
     width = max(map(len, [*BUILT_IN, *plugins]))
     commands = [f"  {name:<{width}}  {text}" for name, (_, text) in BUILT_IN.items()]
-    commands += [f"  {name:<{width}}  from {e.module.partition('.')[0]}" for name, e in plugins.items()]
+    commands += [f"  {name:<{width}}  {PLUGGED_IN.get(name, f'from {e.module}')}" for name, e in plugins.items()]
     return "\n".join([
         f"usage: {DISTRIBUTION} COMMAND …",
         "",

@@ -42,9 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     length = group.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=float, metavar="S", help="length of the video in seconds")
     length.add_argument("--num-frames", type=int, metavar="N", help="length of the video in frames; 1 is an image")
-    group.add_argument("--height", type=int, metavar="PIXELS")
-    group.add_argument("--width", type=int, metavar="PIXELS")
-    group.add_argument("--fps", type=float, metavar="F", help="frames a second")
+    group.add_argument("--height", type=int, metavar="PIXELS", help="rounded down to whole latents, 8 pixels as a rule")
+    group.add_argument("--width", type=int, metavar="PIXELS", help="likewise")
+    group.add_argument("--fps", type=float, metavar="F", help="frames a second; the model is told, too")
     group.add_argument("--seed", type=int, metavar="N", help="the same seed makes the same video")
     group.add_argument(
         "--steps", "--num-inference-steps", type=int, dest="num_inference_steps", metavar="N",
@@ -53,7 +53,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--guidance-scale", type=float, metavar="X", help="how closely frames follow the prompt; 1 is off"
     )
-    group.add_argument("--ar-guidance-scale", type=float, metavar="X", help="the same for the drafted tokens")
+    group.add_argument(
+        "--ar-guidance-scale", type=float, metavar="X", help="how closely the drafted tokens do; 1 is off"
+    )
     group.add_argument("--temperature", type=float, metavar="X", help="variety of the drafted tokens; 0 is none")
     group.add_argument("--top-k", type=int, metavar="N", help="draw each token among the N likeliest; 0 is all")
     group.add_argument("--top-p", type=float, metavar="P", help="draw each token among the likeliest that make up P")
@@ -81,8 +83,8 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     """Which bundle runs, and where."""
     group = parser.add_argument_group("model and machine")
     group.add_argument("--bundle", type=Path, metavar="DIR", help="the model to use (default: the demo model)")
-    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run it (default: cpu)")
-    group.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="default: fp32 on a CPU, fp16 on a GPU")
+    group.add_argument("--device", default="cpu", metavar="D", help="cpu (the default), cuda, or cuda:1, …")
+    group.add_argument("--precision", choices=("fp32", "fp16"), help="default: fp32 on a CPU, fp16 on a GPU")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
 
 

@@ -100,6 +100,8 @@ def print_summary(summary: Summary) -> None:
     print(f"\n{'network':<10}{'graph':<14}{'parameters':>12}{'on disk':>10}{'FLOPs a run':>13}  precisions")
     for network in summary.networks:
         print_network(network)
+    for name, value in summary.provenance.items():
+        print(f"{name}: {json.dumps(value, ensure_ascii=False):.120}")
 
 
 def print_network(network: NetworkSummary) -> None:

@@ -112,6 +112,7 @@ class Recording:
         self.timeline = timeline
         self.options = options
         self.bundle = bundle
+        self.precision: str | None = None
         self.num_frames = 0
         self.stopped = False
         self.resolved = options.resolved(bundle)
@@ -121,7 +122,7 @@ class Recording:
         """Write each chunk as it is made. The file is opened at the first one, whose size it takes."""
         from arlon_rt.video import VideoWriter
 
-        self._loaded = time.perf_counter()
+        self._loaded, self.precision = time.perf_counter(), pipeline.precision
         try:
             with contextlib.ExitStack() as stack:
                 writer = None
@@ -143,7 +144,7 @@ class Recording:
         prompts = [{"seconds": seconds, "prompt": prompt} for seconds, prompt in self.timeline.entries]
         origin = {
             "arlon_rt": installed_version(), "bundle": self.bundle.hash, "prompts": prompts,
-            "options": dataclasses.asdict(self.resolved),
+            "options": dataclasses.asdict(self.resolved), "precision": self.precision,
         }
         title = " | ".join(prompt for _, prompt in self.timeline.entries)
         return {"title": title, "comment": json.dumps(origin, ensure_ascii=False)}

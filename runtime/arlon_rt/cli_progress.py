@@ -69,21 +69,31 @@ class JsonLines(Quiet):
 
 
 class Lines(Quiet):
-    """Prints a line to stderr as each stage of a segment ends, for logs."""
+    """Prints to stderr, for logs: a line as each segment ends, and one now and then while it takes long."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds_between: float = 10.0) -> None:
+        self._seconds_between = seconds_between
         self._segments = 1
         self._clock = StageClock()
+        self._printed = time.perf_counter()
 
     def show(self, event: Event) -> None:
         self._clock.note(event)
         if isinstance(event, Started):
             self._segments = event.segments
-            print(describe_start(event), file=sys.stderr, flush=True)
-        elif isinstance(event, Progress) and event.done >= event.total:
-            place, count = f"segment {event.segment + 1}/{self._segments}", f"{event.done}/{event.total}"
-            seconds = self._clock.seconds.pop(event.stage)
-            print(f"{place}: {WORDS[event.stage]} {count} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+            self._print(describe_start(event))
+        elif isinstance(event, Progress):
+            place = f"segment {event.segment + 1}/{self._segments}: "
+            if event.stage == "vae" and event.done == event.total:
+                seconds = self._clock.seconds
+                self._print(place + ", ".join(f"{WORDS[s]} {seconds[s]:.1f} s" for s in WORDS if s in seconds))
+                seconds.clear()
+            elif time.perf_counter() - self._printed >= self._seconds_between:
+                self._print(f"{place}{WORDS[event.stage]} {event.done}/{event.total}")
+
+    def _print(self, line: str) -> None:
+        self._printed = time.perf_counter()
+        print(line, file=sys.stderr, flush=True)
 
 
 class Terminal:

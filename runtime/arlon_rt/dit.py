@@ -118,12 +118,15 @@ class Denoising:
             latents.shape[2], config.head_dim, config.rope_theta,
             frequencies=config.rope_freqs, published_bf16=self._denoiser.published_tables,
         )
+        dit = self._denoiser.dit
         conditions: dict[str, Feed] = {
             **self._captioned(text, negative), **self._features(coarse, latents.shape[2]),
             "position": self._position, "rotary_cos": cos, "rotary_sin": sin,
             "fps": np.array([self._view.fps], np.float32),
         }
-        return denoise(self._denoiser.dit, latents, steps, noise, conditions, on_step)
+        # to the device once a segment, not once a step
+        held = {n: dit.upload(n, value) if isinstance(value, np.ndarray) else value for n, value in conditions.items()}
+        return denoise(dit, latents, steps, noise, held, on_step)
 
     def _captioned(self, text: Text, negative: Text | None) -> dict[str, Feed]:
         """Keys and values of the prompt, and of the null row when there is guidance; made once a prompt."""

@@ -23,8 +23,8 @@ REQUIRED = {
     "ftfy": "ftfy",
 }
 """Module -> distribution; without one of them nothing is generated."""
-OPTIONAL = {"tensorrt": "arlon-rt[tensorrt]", "tensorrt_rtx": "arlon-rt[tensorrt-rtx]", "cuda.core": "arlon-rt[gpu]"}
-"""Module -> the extra that brings it."""
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
+"""One of them is there where Linux, or Linux in Windows, has an NVIDIA GPU with its driver."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +32,19 @@ class Check:
     """One line of the examination."""
 
     name: str
-    status: Literal["ok", "absent", "warning", "error"]
-    """``absent``: optional and not there. ``error``: no video can be generated before it is mended."""
+    status: Literal["ok", "warning", "error"]
+    """``warning``: this machine could do more. ``error``: no video can be generated before it is mended."""
     message: str
     command: str | None = None
     """What to run to mend it."""
 
 
 def examine() -> list[Check]:
-    """Examine Python, the packages, ONNX Runtime, the optional backends and the demo bundle."""
+    """Examine Python, the packages, ONNX Runtime, the devices and the demo bundle."""
     return [
         check_python(sys.version_info[:3]),
         *(check_package(module, name) for module, name in REQUIRED.items()),
         *check_runtime(),
-        *(check_optional(module, extra) for module, extra in OPTIONAL.items()),
         check_demo_bundle(demo_bundle_path),
     ]
 
@@ -76,9 +75,9 @@ def check_runtime() -> list[Check]:
     checks = [check_runtimes(found)]
     if found:
         try:
-            checks.append(check_providers(found, available_providers()))
+            checks.append(check_devices(found, available_providers(), has_gpu=any(p.exists() for p in NVIDIA_DRIVER)))
         except ArlonError as error:
-            checks.append(Check(name="providers", status="error", message=str(error)))
+            checks.append(Check(name="devices", status="error", message=str(error), command=_INSTALL_RUNTIME))
     return checks
 
 
@@ -88,7 +87,7 @@ def check_runtimes(found: Mapping[str, str]) -> Check:
     if not found:
         return Check(
             name="onnxruntime", status="error", message="not installed",
-            command='pip install "arlon-rt[cpu]"   (with an NVIDIA GPU: "arlon-rt[gpu]")',
+            command=_INSTALL_RUNTIME,
         )
     if len(found) > 1:
         extra = "gpu" if "onnxruntime-gpu" in found else "cpu"
@@ -107,22 +106,18 @@ def check_runtimes(found: Mapping[str, str]) -> Check:
     return Check(name="onnxruntime", status="ok", message=listed)
 
 
-def check_providers(found: Mapping[str, str], providers: Sequence[str]) -> Check:
-    """The devices an ONNX Runtime was built for."""
-    names = ", ".join(p.removesuffix("ExecutionProvider") for p in providers)
-    if "onnxruntime-gpu" in found and "CUDAExecutionProvider" not in providers:
+def check_devices(found: Mapping[str, str], providers: Sequence[str], *, has_gpu: bool) -> Check:
+    """The devices that ``--device`` may name: those the ONNX Runtime was built for, and the machine has."""
+    gpu = "an NVIDIA GPU" if has_gpu else "no NVIDIA GPU"
+    if "CUDAExecutionProvider" in providers:
+        devices = "cpu, cuda" if has_gpu else "cpu"
+        return Check(name="devices", status="ok", message=f"{devices} ({gpu}; ONNX Runtime has CUDA)")
+    if has_gpu or "onnxruntime-gpu" in found:
         return Check(
-            name="providers", status="warning", message=f"{names}; onnxruntime-gpu is installed, but CUDA is not in it",
-            command='pip uninstall -y onnxruntime-gpu && pip install "arlon-rt[gpu]"',
+            name="devices", status="warning", message=f"cpu ({gpu}; {', '.join(found)} has no CUDA)",
+            command=f'pip uninstall -y {" ".join(found)} && pip install "arlon-rt[gpu]"',
         )
-    return Check(name="providers", status="ok", message=names)
-
-
-def check_optional(module: str, extra: str) -> Check:
-    """A package that only some machines want; looked for, not imported."""
-    if is_there(module):
-        return Check(name=module, status="ok", message="installed")
-    return Check(name=module, status="absent", message="not installed (optional)", command=f'pip install "{extra}"')
+    return Check(name="devices", status="ok", message=f"cpu ({gpu})")
 
 
 def check_demo_bundle(find: Callable[[], Path]) -> Check:
@@ -146,6 +141,7 @@ def is_there(module: str) -> bool:
         return False
 
 
+_INSTALL_RUNTIME = 'pip install "arlon-rt[cpu]"   # with an NVIDIA GPU: "arlon-rt[gpu]"'
 _REINSTALL = "pip install --force-reinstall --no-deps arlon-rt"
 
 

@@ -50,7 +50,7 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The generation ended with an error, which is raised as well."""
+    """The generation ended with an error, which is raised as well; `Cancelled` is none."""
 
     error: str
 

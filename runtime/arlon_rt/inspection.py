@@ -67,7 +67,7 @@ def describe(bundle: Bundle) -> Summary:
         path=str(bundle.path), hash=bundle.hash, format=manifest.format, arlon_rt=manifest.arlon_rt,
         licence=manifest.licence, baseline=bundle.is_baseline, precisions=bundle.precisions,
         networks=tuple(_network(bundle, name) for name in networks),
-        files=len(manifest.files) + 1, bytes_on_disk=sum(entry.size for entry in manifest.files.values()),
+        files=len(manifest.files), bytes_on_disk=sum(entry.size for entry in manifest.files.values()),
         largest_height=video.max_height or video.height, largest_width=video.max_width or video.width,
         defaults=GenerateOptions().resolved(bundle), provenance=manifest.provenance,
     )

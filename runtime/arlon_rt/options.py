@@ -154,7 +154,7 @@ def _number(name: str, values: Mapping[str, Any], low: float, high: float, hint:
     value = values[name]
     try:
         number = float(value) if not isinstance(value, bool | str) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not low <= number <= high:
         raise OptionsError(f"{name} is {value!r:.80}; it must be a number, {_range(low, high, hint)}")
@@ -212,7 +212,7 @@ class Timeline:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise OptionsError(f"prompts file {path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OptionsError(f"prompts file {path} is not JSON: {error}") from error
         if not isinstance(value, list):
             raise OptionsError(f'prompts file {path} must hold a list, as in [{{"seconds": 0, "prompt": "…"}}]')

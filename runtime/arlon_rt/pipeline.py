@@ -19,7 +19,7 @@ from arlon_rt import flow, noise
 from arlon_rt.ar import Sampling, TokenStream
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.dit import View
-from arlon_rt.errors import ArlonError, OptionsError
+from arlon_rt.errors import ArlonError, Cancelled, OptionsError
 from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Stage, Started
 from arlon_rt.options import GenerateOptions, ResolvedOptions, Timeline
 from arlon_rt.prompts import Text
@@ -121,6 +121,11 @@ class Pipeline:
         frames = [chunk.frames for chunk in self.stream(prompt, options, on_event=on_event)]
         return Video(np.concatenate(frames), options.resolved(self.bundle).fps)
 
+    @property
+    def precision(self) -> str:
+        """The precision set that runs, e.g. ``"fp32"``."""
+        return self._stages.precision
+
     def close(self) -> None:
         """Close every graph."""
         self._stages.close()
@@ -153,7 +158,7 @@ class Pipeline:
                 text=text, negative=negative, coarse=coarse, on_step=progress.of("dit"),
             )
             for chunk in self._frames(segment, latents, progress):
-                before = chunk.frames
+                before = chunk.frames.copy()  # the caller may draw on the frames
                 yield chunk
 
     def _token_stream(self, options: ResolvedOptions, view: View) -> TokenStream | None:
@@ -232,6 +237,8 @@ class Pipeline:
                 for chunk in self._generate(segments, prompts, options, view, tokens, report):
                     report(ChunkReady(segment=chunk.segment, index=chunk.index, num_frames=len(chunk.frames)))
                     yield chunk
+            except Cancelled:
+                raise
             except Exception as error:
                 report(Failed(error=str(error)))
                 raise
@@ -269,8 +276,9 @@ def _check_all_shown(prompts: Timeline, segments: list[Segment], fps: float) -> 
     for seconds, prompt in prompts.entries:
         if prompt not in shown:
             raise OptionsError(
-                f"prompt {prompt!r:.60} at {seconds:g} seconds would never be shown; a prompt holds for whole segments, "
-                f"which begin at {starts}{', …' if len(segments) > 8 else ''} seconds: move it or make the video longer"
+                f"prompt {prompt!r:.60} at {seconds:g} seconds would never be shown; a prompt holds for whole "
+                f"segments, which begin at {starts}{', …' if len(segments) > 8 else ''} seconds: "
+                f"move it or make the video longer"
             )
 
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from arlon_rt.config import ModelConfig
-from arlon_rt.errors import BundleError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +49,7 @@ def plan(num_frames: int, model: ModelConfig) -> list[Segment]:
     if num_frames == 1:
         return [Segment(index=0, latents=range(1), kept=0, frames=range(1))]
     frames, latents = model.vae.chunk_frames, model.vae.chunk_latents
-    window, overlap = (_chunks(model, name) for name in ("segment_frames", "overlap_frames"))
-    if not 0 < overlap < window:
-        raise BundleError(f"video.overlap_frames is {overlap * frames}; it must be shorter than a segment and not 0")
+    window, overlap = (n // frames for n in (model.video.segment_frames, model.video.overlap_frames))
     total = math.ceil(num_frames / frames)
     segments: list[Segment] = []
     done = 0  # chunks
@@ -65,11 +62,3 @@ def plan(num_frames: int, model: ModelConfig) -> list[Segment]:
         ))
         done = stop
     return segments
-
-
-def _chunks(model: ModelConfig, name: str) -> int:
-    frames: int = getattr(model.video, name)
-    chunks, rest = divmod(frames, model.vae.chunk_frames)
-    if rest:
-        raise BundleError(f"video.{name} is {frames}; it must be a multiple of vae.chunk_frames")
-    return chunks

@@ -28,6 +28,7 @@ class Stages:
     vae_encoder: VAEEncoder
     vae_decoder: VAEDecoder
     sessions: Mapping[str, Session]
+    precision: str
 
     @classmethod
     def open(cls, bundle: Bundle, *, backend: str, device: str, precision: str | None, threads: int | None) -> Self:
@@ -60,7 +61,7 @@ class Stages:
             ),
             vae_encoder=VAEEncoder(sessions["vae_encoder"], model.vae),
             vae_decoder=VAEDecoder(sessions["vae_decoder"], model.vae),
-            sessions=sessions,
+            sessions=sessions, precision=precision,
         )
 
     def close(self) -> None:

@@ -40,19 +40,26 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         OutputError: it is no ``.mp4``, its folder is missing, or a file cannot be made there.
     """
     path = Path(path)
-    if path.suffix.lower() != SUFFIX:
-        raise OutputError(f"output is {str(path)!r}; its name must end in {SUFFIX}, the one format there is")
-    if path.is_dir():
-        raise OutputError(f"output {str(path)!r} is a folder; name a file, e.g. {str(path / 'out.mp4')!r}")
-    if not path.parent.is_dir():
-        raise OutputError(f"output {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise OutputError(f"output {str(path)!r} exists and is read-only; name another file")
-    part = part_of(path)
+    with _reporting(path):
+        if path.is_dir():
+            raise OutputError(f"output {str(path)!r} is a folder; name a file, e.g. {str(path / 'out.mp4')!r}")
+        if path.suffix.lower() != SUFFIX:
+            raise OutputError(f"output is {str(path)!r}; its name must end in {SUFFIX}, the one format there is")
+        if not path.parent.is_dir():
+            raise OutputError(f"output {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise OutputError(f"output {str(path)!r} exists and is read-only; name another file")
+        part_of(path).open("wb").close()
+        part_of(path).unlink()
+
+
+@contextlib.contextmanager
+def _reporting(path: Path) -> Iterator[None]:
+    """Turn errors of the system, PyAV's among them (e.g. a full disk), into `OutputError`."""
     try:
-        with part.open("wb"):
-            pass
-        part.unlink()
+        yield
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
 
@@ -97,7 +104,7 @@ class VideoWriter:
         self.frames_written = 0
         self._size = (height, width)
         self._closed = False
-        with self._reporting():
+        with _reporting(self.path):
             self.part.touch()   # FFmpeg makes the file at the first packet; a header without packets crashes it
             self._container, self._stream = _open(self.part, fps, height, width, metadata or {})
 
@@ -106,7 +113,7 @@ class VideoWriter:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*self._size, 3):
             height, width = self._size
             raise ValueError(f"frames are {frames.dtype} {frames.shape}; uint8 (n, {height}, {width}, 3) is expected")
-        with self._reporting():
+        with _reporting(self.path):
             for frame in _even(frames):
                 self._container.mux(self._stream.encode(_yuv(frame, self.frames_written)))
                 self.frames_written += 1
@@ -119,7 +126,7 @@ class VideoWriter:
             self.abort()
             return
         self._finish()
-        with self._reporting():
+        with _reporting(self.path):
             self.part.replace(self.path)
 
     def abort(self) -> None:
@@ -147,18 +154,11 @@ class VideoWriter:
     def _finish(self) -> None:
         """Flush the encoder and complete the file under its temporary name."""
         self._closed = True
-        with self._reporting():
+        with _reporting(self.path):
             try:
                 self._container.mux(self._stream.encode(None))
             finally:
                 self._container.close()
-
-    @contextlib.contextmanager
-    def _reporting(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:   # PyAV's errors of the system, e.g. a full disk, are OSErrors too
-            raise OutputError(f"output {str(self.path)!r} cannot be written: {error.strerror or error}") from error
 
 
 def _open(part: Path, fps: float, height: int, width: int, metadata: Mapping[str, str]) -> tuple[Any, Any]:

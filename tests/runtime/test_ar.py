@@ -166,12 +166,10 @@ def test_temperature_zero_takes_the_likeliest_token() -> None:
     assert {int(s["top_k"][0]) for s in toy.steps()} == {1}
 
 
-def test_a_long_prompt_leaves_a_smaller_window_and_too_long_a_one_is_refused() -> None:
-    toy = ToyTokenModel()
-    started(toy).extend([text(27)], range(5))  # 13 slots are left: two code-frames, the last code not fed
-    assert max(int(s["write_index"][0]) + len(s["tokens"][0]) for s in toy.steps()) == 27 + 2 * AREA
-    with pytest.raises(OptionsError, match="prompt is 35 tokens long"):
-        started(ToyTokenModel()).extend([text(35)], range(1))
+def test_a_window_of_the_longest_prompt_fills_the_cache_and_no_more() -> None:
+    toy, longest = ToyTokenModel(), CONFIG.max_length - CONFIG.grid[0] * AREA
+    started(toy).extend([text(longest)], range(5))  # text, BOS and every code but the last, which is not fed
+    assert max(int(s["write_index"][0]) + len(s["tokens"][0]) for s in toy.steps()) == CONFIG.max_length
 
 
 def test_a_grid_larger_than_the_model_was_trained_for_is_refused() -> None:

@@ -244,6 +244,8 @@ def test_a_newer_format_asks_for_a_newer_arlon_rt(pristine: Path) -> None:
     (("model", "ar", "max_top_k"), 32, "max_top_k is 32; at most 16"),
     (("model", "vq", "stride"), [3, 2, 2], "powers of two"),
     (("model", "injection", "layers"), [5], "names 5"),
+    (("model", "video", "segment_frames"), 60, "segment_frames is 60; two or more times vae.chunk_frames 17"),
+    (("model", "video", "overlap_frames"), 34, "overlap_frames is 34; it must be vae.chunk_frames 17"),
     (("model", "vae", "scale"), [1.0, 1.0, 1.0], "must have 4 entries"),
     (("model", "text", "vocab_size"), 1 << 40, r"vocab_size is .*; it must be 1\.\.1048576"),
     (("model", "video"), {"height": 1 << 20, "width": 1 << 20}, "elements; at most"),

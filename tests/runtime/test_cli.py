@@ -51,7 +51,8 @@ def test_a_prompt_becomes_a_video(bundle: Path, tmp_path: Path, capsys: pytest.C
     assert video.frames.shape == (17, 32, 32, 3)
     out, err = capsys.readouterr()
     assert out.startswith(f"{tmp_path / 'out.mp4'}: 17 frames, 0.71 s of video in ")
-    assert "segment 1/1: denoising" in err
+    assert "segment 1/1: reading the prompt " in err
+    assert err.count("\n") == 2
     assert os.listdir(tmp_path) == ["out.mp4"]
 
 
@@ -62,7 +63,7 @@ def test_the_file_says_how_to_make_it_again(bundle: Path, tmp_path: Path) -> Non
     assert metadata["title"] == PROMPT
     assert comment["prompts"] == [{"seconds": 0.0, "prompt": PROMPT}]
     assert (comment["options"]["seed"], comment["options"]["num_inference_steps"]) == (7, 3)
-    assert len(comment["bundle"]) == 64
+    assert (len(comment["bundle"]), comment["precision"]) == (64, "fp32")
 
 
 def test_the_same_seed_gives_the_same_file_and_seed_steps_and_prompt_change_it(bundle: Path, tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_a_wrong_argument_is_one_line_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("output", ["gone/out.mp4", "out.avi", "."])
+@pytest.mark.parametrize("output", ["gone/out.mp4", "out.avi", ".", f"{300 * 'long'}.mp4"])
 def test_an_unwritable_output_is_one_line_before_any_work(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
 ) -> None:
@@ -275,8 +276,8 @@ def test_verify_names_the_damaged_file_and_exits_1(copy: Path, capsys: pytest.Ca
 def test_inspect_names_every_graph(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(bundle)]) == 0
     out = capsys.readouterr().out
-    for graph in ("text_encoder", "ar_step", "vq_decoder", "semantic", "dit", "vae_decoder"):
-        assert graph in out
+    for part in ("text_encoder", "ar_step", "vq_decoder", "semantic", "dit", "vae_decoder", 'trained_on: "nothing"'):
+        assert part in out
 
 
 def test_doctor_names_the_runtime_that_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,6 +304,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for command in ("generate", "inspect", "verify", "bench", "doctor", "export", "parity"):
         assert f"\n  {command} " in out
+    assert "\n  export    turn a checkpoint into a bundle" in out
 
 
 def test_an_unknown_command_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,8 @@ from arlon_rt.bundle import demo_bundle_path
 from arlon_rt.doctor import (
     Check,
     check_demo_bundle,
-    check_optional,
+    check_devices,
     check_package,
-    check_providers,
     check_python,
     check_runtimes,
     examine,
@@ -25,12 +24,12 @@ from tiny_bundle import write_tiny_bundle
 
 def test_everything_that_generation_needs_is_examined() -> None:
     checks = {check.name: check for check in examine()}
-    assert {"python", "numpy", "av", "onnxruntime", "providers", "tensorrt", "demo bundle"} <= checks.keys()
+    assert {"python", "numpy", "av", "onnxruntime", "devices", "demo bundle"} <= checks.keys()
     assert all(checks[name].status == "ok" for name in ("python", "numpy", "av", "onnxruntime"))
 
 
-def test_every_fault_but_the_interpreter_comes_with_a_command() -> None:
-    assert all(check.command for check in examine() if check.status in ("error", "absent"))
+def test_every_fault_comes_with_a_command() -> None:
+    assert all(check.command for check in examine() if check.status != "ok")
 
 
 def test_no_onnxruntime_is_an_error_with_both_ways_to_install_one() -> None:
@@ -54,10 +53,22 @@ def test_an_onnxruntime_must_be_new_enough(version: str, status: str) -> None:
     assert check_runtimes({"onnxruntime": version}).status == status
 
 
-def test_a_gpu_runtime_without_cuda_is_a_warning() -> None:
-    found = {"onnxruntime-gpu": "1.31.0"}
-    assert check_providers(found, ["CPUExecutionProvider"]).status == "warning"
-    assert check_providers(found, ["CUDAExecutionProvider", "CPUExecutionProvider"]).message == "CUDA, CPU"
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize(("runtime", "providers", "has_gpu", "status", "devices"), [
+    ("onnxruntime", [CPU], False, "ok", "cpu (no NVIDIA GPU)"),
+    ("onnxruntime", [CPU], True, "warning", "cpu (an NVIDIA GPU; onnxruntime has no CUDA)"),
+    ("onnxruntime-gpu", [CPU], False, "warning", "cpu (no NVIDIA GPU; onnxruntime-gpu has no CUDA)"),
+    ("onnxruntime-gpu", [CUDA, CPU], True, "ok", "cpu, cuda (an NVIDIA GPU; ONNX Runtime has CUDA)"),
+    ("onnxruntime-gpu", [CUDA, CPU], False, "ok", "cpu (no NVIDIA GPU; ONNX Runtime has CUDA)"),
+])
+def test_a_gpu_counts_when_it_is_there_and_onnxruntime_can_use_it(
+    runtime: str, providers: list[str], has_gpu: bool, status: str, devices: str
+) -> None:
+    check = check_devices({runtime: "1.31.0"}, providers, has_gpu=has_gpu)
+    assert (check.status, check.message) == (status, devices)
+    assert (check.command is None) == (status == "ok")
 
 
 def test_an_old_python_is_an_error() -> None:
@@ -69,7 +80,6 @@ def test_a_package_that_is_not_there_names_its_command() -> None:
     assert check_package("no_such_module", "no-such") == Check(
         name="no-such", status="error", message="not installed", command="pip install no-such"
     )
-    assert check_optional("no_such.module", "arlon-rt[x]").status == "absent"
 
 
 def test_the_demo_bundle_is_opened_and_hashed(tmp_path: Path) -> None:

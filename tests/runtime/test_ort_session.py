@@ -114,6 +114,21 @@ def test_a_held_output_feeds_the_next_graph_without_a_copy_to_the_host(bundle: B
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_uploaded_input_serves_run_after_run_as_the_array_does(bundle: Bundle, precision: str) -> None:
+    caption, use_null = opened(bundle, "caption", precision), np.zeros(1, bool)
+    hidden = np.full((1, 2, TINY.text.d_model), 0.1, np.float32)
+    held = caption.upload("last_hidden_state", hidden)
+    assert held.dtype == caption.float_dtype
+    expected = caption.run({"last_hidden_state": hidden, "use_null": use_null})["caption_kv"]
+    for _ in range(2):
+        np.testing.assert_array_equal(
+            caption.run({"last_hidden_state": held, "use_null": use_null})["caption_kv"], expected
+        )
+    with pytest.raises(BackendError, match="cannot upload prompt; there is no such input"):
+        caption.upload("prompt", hidden)
+
+
 def test_float32_arrays_are_taken_by_a_half_precision_graph_unless_they_overflow(bundle: Bundle) -> None:
     caption = opened(bundle, "caption", "fp16")
     hidden = np.full((1, 2, TINY.text.d_model), 0.1, np.float32)

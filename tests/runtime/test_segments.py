@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 
-from arlon_rt.errors import BundleError
 from arlon_rt.segments import plan
 from tiny_bundle import TINY
 
@@ -63,9 +61,3 @@ def test_code_frames_cover_each_window_and_no_more(num_frames: int, stride: int)
 
 def test_a_segments_middle_is_that_of_its_new_frames() -> None:
     assert [s.middle(17) for s in plan(221, TINY)] == [2, 5.5, 8.5, 11.5]
-
-
-def test_a_segment_that_is_no_whole_number_of_chunks_is_refused() -> None:
-    model = dataclasses.replace(TINY, video=dataclasses.replace(TINY.video, segment_frames=60))
-    with pytest.raises(BundleError, match="segment_frames is 60"):
-        plan(100, model)

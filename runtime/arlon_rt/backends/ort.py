@@ -100,6 +100,13 @@ class OrtSession:
             raise BackendError(f"{self._spec.name}: {_one_line(error)}") from error
         return {t.name: self._result(t, v, hold, shared) for t, v in zip(self._spec.outputs, results, strict=True)}
 
+    def upload(self, name: str, array: Array) -> OrtHandle:
+        """The input ``name`` as a handle; see `arlon_rt.backends.session.Session.upload`."""
+        tensor = next((t for t in self._spec.inputs if t.name == name), None)
+        if tensor is None:
+            raise BackendError(f"{self._spec.name}: cannot upload {name}; there is no such input")
+        return self._on_device(self._converted(tensor, array))
+
     def close(self) -> None:
         """Free the graph. A second call does nothing; handles stay valid."""
         self._opened = None
@@ -114,7 +121,7 @@ class OrtSession:
                 if tensor.name not in self._aliased:
                     binding.bind_cpu_input(tensor.name, array)
                     continue
-                held = self._copied(array)
+                held = self._on_device(array.copy())
             else:
                 held = self._own(tensor, value)
             binding.bind_ortvalue_input(tensor.name, held.value)
@@ -151,9 +158,9 @@ class OrtSession:
                     f"{self._spec.name}: {tensor.name} has values too large for {self.float_dtype}; use fp32"
                 ) from None
 
-    def _copied(self, array: Array) -> OrtHandle:
-        """A buffer of its own on the device with the content of ``array``."""
-        value = self._runtime.OrtValue.ortvalue_from_numpy(array.copy(), self._device_type, self._device_id)
+    def _on_device(self, array: Array) -> OrtHandle:
+        """A buffer on the device with the content of ``array``; on the CPU it is the array itself."""
+        value = self._runtime.OrtValue.ortvalue_from_numpy(array, self._device_type, self._device_id)
         return OrtHandle(value, self._device)
 
     def _own(self, tensor: TensorSpec, value: Handle) -> OrtHandle:

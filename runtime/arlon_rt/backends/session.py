@@ -55,6 +55,9 @@ class Session(Protocol):
             BackendError: the feed does not fit the contract (the message names the input), or the run failed.
         """
 
+    def upload(self, name: str, array: Array) -> Handle:
+        """The input ``name`` as a handle, for runs that all feed the same; leave ``array`` as it is from then on."""
+
     def close(self) -> None:
         """Free the graph. A second call does nothing; handles stay valid."""
 

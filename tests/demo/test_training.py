@@ -1,0 +1,282 @@
+"""Training of the demo model: runs that resume, and windows that ask for what long video will ask for."""
+
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from arlon_export.modules.vq import VQVAE
+from arlon_rt.segments import Segment, plan
+from arlon_rt.vqvae import VQDecoder
+from demo.captions import canonical
+from demo.config import ar_config, model_config, vq_config
+from demo.latents import CHUNK_LATENTS, CLIP_LATENTS, SHARD_CLIPS, LatentPool, clip_of
+from demo.train_ar import CONTEXT_FRAMES, Windows
+from demo.train_dit import CODECS, Window, coarse_window, draw_window, kept_frames
+from demo.training import Recipe, Schedule, arguments, learning_rate, rng, train
+from demo.windows import Corpus
+from demo.world import HELD_OUT
+
+SIDE = 8
+"""Rows and columns of the demo's latents."""
+CLIPS = 48
+TINY = Recipe("tiny", Schedule(steps=4, batch_size=16, learning_rate=1e-2, warmup_steps=2, phases=(3,)), {})
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+def run(out: Path, *options: str, initial: int = 0, evaluate: Callable[[nn.Module], None] = lambda averaged: None):
+    """Train a tiny model in ``out`` and return it; its losses use both random streams, its batch norm has buffers."""
+    torch.manual_seed(initial)
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    threads = str(torch.get_num_threads())
+    args = arguments("").parse_args(["--out", str(out), "--device", "cpu", "--threads", threads, *options])
+
+    def losses(step: int) -> dict[str, Tensor]:
+        x = torch.from_numpy(rng(1, step).standard_normal((16, 3), np.float32))
+        return {"loss": (model(x) - x.sum(1, keepdim=True) + 0.1 * torch.randn(16, 1)).square().mean()}
+
+    def figures(averaged: nn.Module) -> dict[str, float]:
+        evaluate(averaged)
+        return {}
+
+    train(model, TINY, args, losses, figures)
+    return model
+
+
+def checkpoint(out: Path) -> dict[str, Any]:
+    return torch.load(out / "tiny.pt", weights_only=True)
+
+
+def assert_same(out: Path, other: Path) -> None:
+    """Bit for bit: the weights, their averages and the optimizer's moments."""
+    a, b = checkpoint(out), checkpoint(other)
+    assert a["step"] == b["step"]
+    for x, y in ((a["model"], b["model"]), (a["ema"], b["ema"]), (a["optimizer"]["state"], b["optimizer"]["state"])):
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path):
+    run(tmp_path / "once")
+    run(tmp_path / "twice", "--steps", "2")
+    assert checkpoint(tmp_path / "twice")["step"] == 2
+    run(tmp_path / "twice", initial=5)
+    assert_same(tmp_path / "once", tmp_path / "twice")
+
+
+def test_a_save_that_fails_midway_leaves_the_last_checkpoint_whole(tmp_path: Path):
+    run(tmp_path / "once")
+    run(tmp_path / "full", "--steps", "2")
+    before = (tmp_path / "full" / "tiny.pt").read_bytes()
+    unfinished = tmp_path / "full" / "tiny.tmp"
+    unfinished.symlink_to("/dev/full")  # every write finds the disk full
+    with pytest.raises(RuntimeError, match=r"iostream|unexpected pos"):
+        run(tmp_path / "full")
+    assert (tmp_path / "full" / "tiny.pt").read_bytes() == before
+    unfinished.unlink()
+    run(tmp_path / "full")
+    assert_same(tmp_path / "once", tmp_path / "full")
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path):
+    run(tmp_path)
+    before = (tmp_path / "tiny.pt").read_bytes(), (tmp_path / "tiny.jsonl").read_text()
+    run(tmp_path)
+    assert ((tmp_path / "tiny.pt").read_bytes(), (tmp_path / "tiny.jsonl").read_text()) == before
+
+
+def test_the_average_is_evaluated_and_the_trained_weights_come_back(tmp_path: Path):
+    seen: dict[str, Tensor] = {}
+    model = run(tmp_path, evaluate=lambda averaged: seen.update(copy.deepcopy(averaged.state_dict())))
+    saved = checkpoint(tmp_path)
+    torch.testing.assert_close(seen, dict(saved["ema"]), rtol=0, atol=0)
+    torch.testing.assert_close(dict(model.state_dict()), dict(saved["model"]), rtol=0, atol=0)
+    assert not torch.equal(saved["ema"]["0.weight"], saved["model"]["0.weight"])
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 100), (100, 300), (300, 400)])
+def test_each_phase_warms_up_to_the_learning_rate_and_falls_to_a_fiftieth_of_it(first: int, end: int):
+    schedule = Schedule(steps=400, batch_size=1, learning_rate=2.0, warmup_steps=10, phases=(100, 300))
+    rates = [learning_rate(schedule, step) for step in range(first, end)]
+    assert rates[0] == pytest.approx(2.0 / 10)
+    assert all(a < b for a, b in itertools.pairwise(rates[:10]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert max(rates) == pytest.approx(2.0, rel=0.02)
+    assert rates[len(rates) // 2] == pytest.approx(2.0 * 0.51)
+    assert rates[-1] == pytest.approx(2.0 / 50, rel=0.02)
+
+
+# -- the stream of clips ---------------------------------------------------------------------------------------------
+
+
+def test_held_out_combinations_never_occur_in_the_stream_of_clips():
+    clips = [clip_of(i) for i in range(500)]
+    shown = {scene.combination for clip in clips for _, scene in clip.scenes}
+    assert any(len(clip.scenes) > 1 for clip in clips)
+    assert shown.isdisjoint(HELD_OUT)
+
+
+def test_the_pool_takes_in_shards_as_they_come_and_normalises_by_the_first(tmp_path: Path):
+    shards = np.random.default_rng(0).normal(3, 2, (2, SHARD_CLIPS, 4, 2, 2, 2)).astype(np.float16)
+    pool = LatentPool(tmp_path)
+    with pytest.raises(SystemExit, match=r"python -m demo\.latents"):
+        pool.refresh()
+    np.save(tmp_path / "00000.npy", shards[0])
+    pool.refresh()
+    statistics = pool.statistics()
+    np.save(tmp_path / "00001.npy", shards[1] + 5)
+    pool.refresh()
+    assert len(pool) == 2 * SHARD_CLIPS
+    assert pool.clips[-1] == clip_of(2 * SHARD_CLIPS - 1)
+    assert pool.statistics() == statistics
+    first = pool.batch(list(range(SHARD_CLIPS)), *statistics)
+    assert float(first.mean()) == pytest.approx(0, abs=0.01)
+    assert float(first.std()) == pytest.approx(1, abs=0.01)
+
+
+# -- windows ---------------------------------------------------------------------------------------------------------
+
+
+class PlainCorpus(Corpus):
+    """A corpus with the plainest captions, which remembers those asked for instead of encoding them."""
+
+    heard: list[str]
+
+    def caption(self, clip: int, latent: int, draw: np.random.Generator) -> str:
+        return canonical(self.scene(clip, latent))
+
+    def text(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        self.heard = captions
+        return torch.zeros(len(captions), 1, 4), torch.ones(len(captions), 1, dtype=torch.bool)
+
+
+def small_codec(name: str) -> VQVAE:
+    """Untrained, with the recipe's strides."""
+    config = vq_config(coarse=name == "vq_coarse")
+    return VQVAE(dataclasses.replace(config, num_codes=32, code_dim=4, channels=(8, 8), norm_groups=4)).eval()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> PlainCorpus:
+    """Random latents beside the stream's real clips, encoded by codecs of random weights; no text encoder."""
+    torch.manual_seed(0)
+    latents = np.random.default_rng(0).standard_normal((CLIPS, 4, CLIP_LATENTS, SIDE, SIDE)).astype(np.float16)
+    pool = LatentPool(tmp_path_factory.mktemp("latents"), list(latents), [clip_of(i) for i in range(CLIPS)])
+    codecs = {name: small_codec(name) for name in CODECS}
+    made = PlainCorpus(pool, None, None, codecs, "cpu", pool.statistics(), {name: [] for name in codecs})
+    made.refresh()
+    return made
+
+
+class CodecSession:
+    """A codec's decoder behind the runtime's session protocol."""
+
+    def __init__(self, codec: VQVAE) -> None:
+        self.codec = codec
+
+    @torch.no_grad()
+    def run(self, feed: dict[str, np.ndarray], hold: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        return {"coarse": self.codec.decode(torch.from_numpy(feed["tokens"])).numpy()}
+
+    def close(self) -> None: ...
+
+
+MODEL = model_config([0.0] * 4, [1.0] * 4)
+SEGMENTS = [*plan(136, MODEL), *plan(1, MODEL)]
+
+
+def test_the_segments_compared_start_at_even_and_odd_latents():
+    assert {s.latents.start % 2 for s in SEGMENTS} == {0, 1}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("segment", SEGMENTS, ids=lambda s: f"{s.latents.start}-{s.latents.stop}")
+def test_training_cuts_coarse_latents_as_the_runtime_does(corpus: PlainCorpus, codec: str, segment: Segment):
+    model = corpus.codecs[codec]
+    window = Window([3], segment.latents.start, len(segment.latents))
+    covered = segment.code_frames(model.config.stride[0])
+    tokens = corpus.codes(codec, [3])[:, covered.start:covered.stop].numpy()
+    expected = VQDecoder(CodecSession(model), model.config).decode(tokens, segment, SIDE, SIDE)
+    assert expected.shape[2] == len(segment.latents)
+    np.testing.assert_array_equal(coarse_window(corpus, codec, window, 0.0).numpy(), expected)
+
+
+def test_the_first_five_latents_are_kept_where_the_prompt_switches(corpus: PlainCorpus):
+    switched = 0
+    for number in range(60):
+        draw = rng(0, number)
+        window = draw_window(draw, corpus.pool, corpus, 8, 0, CLIPS)
+        for clip, mask in zip(window.clips, kept_frames(draw, window, corpus).tolist(), strict=True):
+            assert len(mask) == window.length
+            inside = [s - window.start for s in corpus.switches(clip) if 0 < s - window.start < window.length]
+            assert inside in ([], [CHUNK_LATENTS])
+            if inside:
+                assert mask == [False] * CHUNK_LATENTS + [True] * (window.length - CHUNK_LATENTS)
+                switched += 1
+    assert switched > 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an AR batch."""
+
+    clip: int
+    caption: str
+    frames: list[int]
+    """Code-frames of the window, counted from the start of the clip."""
+    learned: list[bool]
+    """Which of them carry a loss."""
+
+
+@pytest.fixture(scope="module")
+def rows(corpus: PlainCorpus) -> list[Row]:
+    """Many AR windows over clips whose codes are the numbers of their code-frames."""
+    frames, height, width = ar_config().grid
+    count = CLIP_LATENTS // vq_config().stride[0]
+    numbered = torch.arange(count).view(count, 1, 1).expand(count, height, width)
+    stand_in = dataclasses.replace(corpus, tokens={"vq": [numbered] * CLIPS})
+    windows, drawn = Windows(stand_in, Recipe.load("ar")), []
+    for number in range(20):
+        clips = list(range(CLIPS))
+        _, _, codes, spoken = windows.draw(rng(0, number), clips)
+        codes, spoken = codes.view(CLIPS, frames, -1), spoken.view(CLIPS, frames, -1)
+        assert torch.equal(spoken.any(2), spoken.all(2)), "a code-frame carries a loss as a whole or not at all"
+        drawn += map(Row, clips, stand_in.heard, codes[:, :, 0].tolist(), spoken[:, :, 0].tolist())
+    return drawn
+
+
+def scenes_learned(corpus: PlainCorpus, row: Row) -> set[str]:
+    """What the code-frames that carry a loss show; one that a switch divides was written under the old prompt."""
+    stride = vq_config().stride[0]
+    learned = [frame for frame, yes in zip(row.frames, row.learned, strict=True) if yes]
+    return {canonical(corpus.scene(row.clip, frame * stride)) for frame in learned}
+
+
+def test_no_loss_falls_on_codes_of_another_prompt(corpus: PlainCorpus, rows: list[Row]):
+    told = [row for row in rows if row.caption]
+    assert all(scenes_learned(corpus, row) <= {row.caption} for row in told)
+    assert all(len(scenes_learned(corpus, row)) <= 1 for row in rows)
+    after_a_switch = [r for r in told if r.caption != canonical(corpus.scene(r.clip, 0)) and any(r.learned)]
+    assert len(after_a_switch) > 20
+
+
+def test_a_window_that_is_not_the_start_is_given_its_first_code_frames(rows: list[Row]):
+    later = [row for row in rows if row.frames[0] > 0]
+    assert not any(any(row.learned[:CONTEXT_FRAMES]) for row in later)
+    assert sum(row.learned[CONTEXT_FRAMES] for row in later) > 20
+
+
+def test_a_video_is_learned_from_its_first_code_on(corpus: PlainCorpus, rows: list[Row]):
+    starts = [r for r in rows if r.frames[0] == 0 and r.caption == canonical(corpus.scene(r.clip, 0))]
+    assert starts
+    assert any(row.learned[0] for row in starts)
+    assert all(row.learned[0] for row in starts if not corpus.switches(row.clip))
