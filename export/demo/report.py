@@ -144,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = _generate_all(args)
     except ArlonError as error:
         parser.exit(2, f"{error}\n")
-    Console().print(table(runs))
+    console = Console()
+    Console(width=None if console.is_terminal else 120).print(table(runs))
     if args.json:
         write_json(args.json, runs, {"seed": args.seed, "num_frames": args.num_frames, "device": args.device})
     if args.sheet:

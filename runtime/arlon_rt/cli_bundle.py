@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from arlon_rt.inspection import NetworkSummary, Summary
 
 UNITS = ("", "K", "M", "G", "T", "P")
+LONGEST_VALUE = 100
+"""Characters shown of one entry of the provenance, which may be anything."""
 
 
 class Inspect:
@@ -100,8 +102,10 @@ def print_summary(summary: Summary) -> None:
     print(f"\n{'network':<10}{'graph':<14}{'parameters':>12}{'on disk':>10}{'FLOPs a run':>13}  precisions")
     for network in summary.networks:
         print_network(network)
+    print()
     for name, value in summary.provenance.items():
-        print(f"{name}: {json.dumps(value, ensure_ascii=False):.120}")
+        text = json.dumps(value, ensure_ascii=False)
+        print(f"{name}: {text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + ' … (whole with --json)'}")
 
 
 def print_network(network: NetworkSummary) -> None:

@@ -67,16 +67,15 @@ def test_the_file_says_how_to_make_it_again(bundle: Path, tmp_path: Path) -> Non
 
 
 def test_the_same_seed_gives_the_same_file_and_seed_steps_and_prompt_change_it(bundle: Path, tmp_path: Path) -> None:
-    variants = {
-        "first": [], "again": [], "seed": ["--seed", "1"], "steps": ["--steps", "3"], "prompt": [],
-    }
-    content, frames = {}, {}
-    for name, arguments in variants.items():
-        path = tmp_path / f"{name}.mp4"
-        generate(bundle, path, "--quiet", *arguments, prompt="a blue square" if name == "prompt" else PROMPT)
-        content[name], frames[name] = path.read_bytes(), read_video(path).frames.tobytes()
-    assert content["first"] == content["again"]
-    assert len({frames[name] for name in ("first", "seed", "steps", "prompt")}) == 4
+    def made(*arguments: str, prompt: str = PROMPT) -> tuple[bytes, bytes]:
+        path = tmp_path / "out.mp4"
+        assert generate(bundle, path, "--quiet", "--num-frames", "119", *arguments, prompt=prompt) == 0
+        return path.read_bytes(), read_video(path).frames.tobytes()
+
+    usual = made()
+    assert all(made() == usual for _ in range(6))   # several, because a race or a stale register shows now and then
+    others = made("--seed", "1"), made("--steps", "3"), made(prompt="a blue square")
+    assert len({frames for _, frames in (usual, *others)}) == 4
 
 
 def test_seconds_and_num_frames_say_the_same_length(bundle: Path, tmp_path: Path) -> None:
