@@ -56,7 +56,10 @@ def denoise(
 
 def _finite(latents: NDArray[np.float32]) -> NDArray[np.float32]:
     if not np.isfinite(latents).all():
-        raise BackendError("dit made latents that are not finite numbers; open the pipeline with precision='fp32'")
+        raise BackendError(
+            "dit made latents that are not finite numbers; fp16 may have overflowed: open the pipeline with "
+            "precision='fp32', and where it already runs in fp32, check the bundle with `arlon-rt verify`"
+        )
     return latents
 
 
