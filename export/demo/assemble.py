@@ -10,23 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from arlon_export.checkpoint import write_checkpoint, write_weights
-from arlon_export.modules.ar import TokenModel
-from arlon_export.modules.stdit3 import STDiT3
-from arlon_export.modules.vae import VideoVAE
-from arlon_export.modules.vq import VQVAE
-from demo.config import ar_config, dit_config, injection_config, model_config, vae_config, vq_config
-from demo.latents import LatentPool
-from demo.train_text import load_text_encoder
-from demo.training import Recipe, load_averaged
+from demo.trained import DEFAULTS, load_networks
+from demo.training import Recipe
 
 STAGES = ("autoencoder", "vq", "vq_coarse", "text", "ar", "dit")
-DEFAULTS: dict[str, Any] = {
-    "num_frames": 68, "num_inference_steps": 10, "guidance_scale": 1.0, "ar_guidance_scale": 3.0,
-    "temperature": 0.7, "top_k": 50, "top_p": 0.9,
-}
 CARD = (
     "Trained from scratch on a procedural world: one coloured shape moving over a plain background, 64x64, 24 frames a "
     "second. It knows six colours, three shapes, five motions and three backgrounds, and nothing else."
@@ -40,9 +28,9 @@ def stage_card(out: Path, stage: str) -> dict[str, Any]:
     return {"steps_planned": recipe.schedule.steps, "batch_size": recipe.schedule.batch_size, **json.loads(lines[-1])}
 
 
-def provenance(out: Path, clips: int, trained_on: str) -> dict[str, Any]:
+def provenance(out: Path, trained_on: str) -> dict[str, Any]:
     return {
-        "what": CARD, "trained_on": trained_on, "clips": clips,
+        "what": CARD, "trained_on": trained_on,
         "held_out": "nine of the 72 moving combinations of colour, shape and direction (export/demo/scene.py)",
         "recipes": "export/demo/recipes", "stages": {stage: stage_card(out, stage) for stage in STAGES},
     }
@@ -56,20 +44,8 @@ def main() -> None:
     parser.add_argument("--note", action="append", default=[], help="how a run differed from its recipe, for the card")
     parser.add_argument("--scores", type=Path, help="what `demo.score --json` wrote for these weights, for the card")
     args = parser.parse_args()
-    pool = LatentPool(args.out / "latents")
-    pool.refresh()
-    shift, scale = pool.statistics()
-    networks: dict[str, nn.Module] = {
-        "text": load_text_encoder(args.out, "cpu")[1],
-        "ar": load_averaged(args.out, "ar", TokenModel(ar_config()), "cpu"),
-        "vq": load_averaged(args.out, "vq", VQVAE(vq_config()), "cpu"),
-        "dit": load_averaged(args.out, "dit", STDiT3(dit_config(), injection_config()), "cpu"),
-        "vae": load_averaged(args.out, "autoencoder", VideoVAE(vae_config()), "cpu"),
-    }
-    measured = VideoVAE(vae_config(shift, scale))  # the stage trains with shift 0 and scale 1
-    networks["vae"].load_state_dict({"shift": measured.shift, "scale": measured.scale}, strict=False)
-    model = model_config(shift, scale)
-    card = {**provenance(args.out, len(pool), args.trained_on), "notes": args.note}
+    model, networks = load_networks(args.out)
+    card = {**provenance(args.out, args.trained_on), "notes": args.note}
     if args.scores:
         runs = json.loads(args.scores.read_text())["runs"]
         card["scores"] = [{k: run[k] for k in ("steps", "inject", "rates")} for run in runs]

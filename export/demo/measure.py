@@ -22,6 +22,8 @@ MAX_SPREAD = 0.26
 """Mean squared distance from the centroid over area: disc 0.16, square 0.17, triangle 0.19, scattered noise > 0.3."""
 MIN_FRAMES = 0.6
 """Share of the frames that must show one compact object."""
+FAINT = 0.15
+"""Share of the contrast below which a pixel is background with some noise, for centres to parts of a pixel."""
 MAX_COLOUR_DISTANCE = 90.0
 MIN_OVERLAP = 0.6
 """Intersection over union with the ideal shape of equal area."""
@@ -58,11 +60,8 @@ class _Object:
 
 def measure(frames: Pixels) -> Measured | None:
     """Measure RGB frames (frame, height, width, 3) of one scene; ``None`` when they show no single object."""
-    colours = frames.astype(np.float32)
-    background = np.median(colours[:, ::4, ::4].reshape(len(frames), -1, 3), axis=1)
-    difference = colours - background[:, None, None]
-    distance = np.sqrt(np.einsum("fhwc,fhwc->fhw", difference, difference))
-    contrast = float(np.median(np.quantile(distance[:, ::2, ::2].reshape(len(frames), -1), 0.98, axis=1)))
+    colours, background, distance = _against_background(frames)
+    contrast = float(np.median(_contrast(distance)))
     if contrast < MIN_CONTRAST:
         return None
     seen = _locate(distance > contrast / 2)
@@ -79,6 +78,33 @@ def measure(frames: Pixels) -> Measured | None:
     )
 
 
+def positions(frames: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The object's centre (x, y) in each frame, world units with parts of pixels; NaN where no single object shows."""
+    *_, distance = _against_background(frames)
+    contrast = np.maximum(_contrast(distance), MIN_CONTRAST)[:, None, None]
+    seen = _locate(distance > contrast / 2)
+    cover = np.clip(distance / contrast, 0.0, 1.0)[seen.frames]
+    weight = np.where(cover > FAINT, cover, 0.0)
+    x, y = (np.full(len(frames), np.nan) for _ in range(2))
+    x[seen.frames], _ = _centre(weight.sum(axis=1), frames.shape[2])
+    y[seen.frames], _ = _centre(weight.sum(axis=2), frames.shape[1])
+    return x, y
+
+
+def _against_background(frames: Pixels) -> tuple[Offsets, Offsets, Offsets]:
+    """Colours (frame, height, width, 3), each frame's background (frame, 3), each pixel's RGB distance from it."""
+    colours = frames.astype(np.float32)
+    background = np.median(colours[:, ::4, ::4].reshape(len(frames), -1, 3), axis=1)
+    difference = colours - background[:, None, None]
+    return colours, background, np.sqrt(np.einsum("fhwc,fhwc->fhw", difference, difference))
+
+
+def _contrast(distance: Offsets) -> NDArray[np.float32]:
+    """Distance between object and background in each frame (frame,); little where nothing shows."""
+    brightest: NDArray[np.float32] = np.quantile(distance[:, ::2, ::2].reshape(len(distance), -1), 0.98, axis=1)
+    return brightest
+
+
 def _locate(mask: NDArray[np.bool_]) -> _Object:
     """Centroids on the torus, of the frames whose mask is one compact object."""
     _, height, width = mask.shape
@@ -93,7 +119,7 @@ def _locate(mask: NDArray[np.bool_]) -> _Object:
     return _Object(kept[compact], mask[compact], x[compact], y[compact], dx[compact], dy[compact])
 
 
-def _centre(profile: NDArray[np.intp], size: int) -> tuple[NDArray[np.float64], Offsets]:
+def _centre(profile: NDArray[np.generic], size: int) -> tuple[NDArray[np.float64], Offsets]:
     """Centroid (frame,) of the profiles (frame, size) on the circle, and every pixel's offset (frame, size) from it.
 
     The angle of the mean finds the neighbourhood; the plain mean of the offsets around it is the centroid.

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -18,9 +18,13 @@ from rich.table import Table
 from arlon_rt.errors import ArlonError
 from demo.captions import canonical
 from demo.measure import Measured, measure
+from demo.model import add_model_options, open_pipeline
 from demo.scene import HELD_OUT, Scene
-from demo.score import ATTRIBUTES, matches, prompts
+from demo.score import ATTRIBUTES, both_kinds, matches
 from demo.world import Pixels
+
+if TYPE_CHECKING:
+    from arlon_rt.pipeline import Pipeline
 
 SHEET_FRAMES = 6
 CAPTION_HEIGHT = 14
@@ -29,15 +33,18 @@ Generate = Callable[[str, int], Pixels]
 """Prompt and seed to frames (frame, height, width, 3)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Setting:
     """What is varied between runs."""
 
     steps: int
-    inject: bool
+    inject: bool = True
+    tokens_of_another: bool = False
+    """Tokens written for another prompt, one with another motion; that one's scene is what is looked for."""
 
     def __str__(self) -> str:
-        return f"{self.steps} steps{'' if self.inject else ', no injection'}"
+        rest = "" if self.inject else ", no injection"
+        return f"{self.steps} steps{rest}{', held to the prompt of their tokens' if self.tokens_of_another else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +66,37 @@ class Result:
         return self.correct["colour"] and self.correct["direction"]
 
 
-def evaluate(generate: Generate, scenes: Iterable[Scene], seed: int = 0) -> list[Result]:
-    """Generate each scene's canonical caption, the i-th with seed ``seed`` + i, and measure it."""
+def evaluate(
+    generate: Generate, scenes: Iterable[Scene], seed: int = 0, looked_for: Sequence[Scene] | None = None
+) -> list[Result]:
+    """Generate each scene's canonical caption, the i-th with seed ``seed`` + i, and hold it to the scene.
+
+    ``looked_for`` are the scenes to hold the results to in place of those asked for.
+    """
     results = []
-    for number, scene in enumerate(scenes, seed):
-        frames = generate(canonical(scene), number)
+    for i, asked in enumerate(scenes):
+        number, scene = seed + i, looked_for[i] if looked_for else asked
+        frames = generate(canonical(asked), number)
         measured = measure(frames)
         shown = np.linspace(0, len(frames) - 1, SHEET_FRAMES).round().astype(int)
         results.append(Result(scene=scene, seed=number, measured=measured, correct=matches(measured, scene),
                               thumbnails=frames[shown]))
     return results
+
+
+def donors(scenes: Sequence[Scene]) -> list[Scene]:
+    """For each scene the next one, in a circle, that moves another way; its tokens contradict the scene's text.
+
+    Raises:
+        ValueError: all of them move the same way.
+    """
+    if len({scene.direction for scene in scenes}) < 2:
+        raise ValueError("tokens of another prompt need prompts that move in different ways; ask for more prompts")
+    found = []
+    for i, scene in enumerate(scenes):
+        ring = (*scenes[i + 1 :], *scenes[:i])
+        found.append(next(other for other in ring if other.direction != scene.direction))
+    return found
 
 
 def rates(results: Sequence[Result]) -> dict[str, float]:
@@ -127,13 +155,14 @@ def write_sheet(path: Path, results: Sequence[Result]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.score", description=__doc__)
-    parser.add_argument("--bundle", type=Path, help="a bundle's folder; left out: the demo bundle")
+    add_model_options(parser)
     parser.add_argument("--prompts", type=int, default=32, help="how many, half of them of held-out combinations")
     parser.add_argument("--steps", type=int, action="append", help="denoising steps; may be given more than once")
     parser.add_argument("--no-injection", action="store_true", help="also run each step count without injection")
+    parser.add_argument("--tokens-of-another", action="store_true",
+                        help="also give each prompt the tokens of another one and look for what the tokens say")
     parser.add_argument("--num-frames", type=int, default=68)
     parser.add_argument("--guidance-scale", type=float)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first setting to this PNG")
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
@@ -153,23 +182,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _generate_all(args: argparse.Namespace) -> dict[Setting, list[Result]]:
-    from arlon_rt.options import GenerateOptions
-    from arlon_rt.pipeline import Pipeline
-
-    rng = np.random.default_rng(args.seed)
-    held_out = args.prompts // 2
-    scenes = prompts(args.prompts - held_out, rng, held_out=False) + prompts(held_out, rng, held_out=True)
+    scenes = both_kinds(args.prompts, args.seed)
+    kinds = [(True, False), *[(False, False)] * args.no_injection, *[(True, True)] * args.tokens_of_another]
     runs: dict[Setting, list[Result]] = {}
-    with Pipeline.open(args.bundle, device=args.device) as pipeline:
-        for inject in (True, False) if args.no_injection else (True,):
-            for steps in args.steps or [10]:
-                setting = Setting(steps=steps, inject=inject)
-
-                def generate(prompt: str, seed: int, setting: Setting = setting) -> Pixels:
-                    options = GenerateOptions(num_frames=args.num_frames, num_inference_steps=setting.steps,
-                                              guidance_scale=args.guidance_scale, seed=seed, inject=setting.inject)
-                    frames: Pixels = pipeline.generate(prompt, options).frames
-                    return frames
-
-                runs[setting] = evaluate(generate, track(scenes, description=str(setting)), args.seed)
+    with open_pipeline(args) as pipeline:
+        for setting in (Setting(steps, *kind) for kind in kinds for steps in args.steps or [10]):
+            others = donors(scenes) if setting.tokens_of_another else None
+            generate = _generator(pipeline, args, setting, others)
+            runs[setting] = evaluate(generate, track(scenes, description=str(setting)), args.seed, others)
     return runs
+
+
+def _generator(
+    pipeline: Pipeline, args: argparse.Namespace, setting: Setting, others: Sequence[Scene] | None
+) -> Generate:
+    """How a setting makes a video; ``others`` are the scenes whose tokens it takes."""
+    from arlon_rt.options import GenerateOptions
+
+    def generate(prompt: str, seed: int) -> Pixels:
+        options = GenerateOptions(num_frames=args.num_frames, num_inference_steps=setting.steps, seed=seed,
+                                  guidance_scale=args.guidance_scale, inject=setting.inject)
+        tokens = pipeline.tokens(canonical(others[seed - args.seed]), options) if others else None
+        frames: Pixels = pipeline.generate(prompt, options, tokens=tokens).frames
+        return frames
+
+    return generate

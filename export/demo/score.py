@@ -11,7 +11,7 @@ from demo.measure import Measured, measure
 from demo.scene import FPS, HELD_OUT, SEEN, Combination, Scene, sample_scene
 from demo.world import Pixels
 
-__all__ = ["ATTRIBUTES", "Measured", "matches", "measure", "prompts", "score", "windows"]
+__all__ = ["ATTRIBUTES", "Measured", "both_kinds", "matches", "measure", "prompts", "score", "windows"]
 
 ATTRIBUTES = ("colour", "shape", "direction", "speed", "background")
 
@@ -39,6 +39,12 @@ def windows(frames: Pixels, scene_at: Callable[[int], Scene], seconds: float = 1
 def prompts(n: int, rng: np.random.Generator, held_out: bool) -> list[Scene]:
     """``n`` scenes with colours, shapes and directions as even as the seen or held-out combinations allow."""
     return [sample_scene(rng, combination) for combination in _balanced(n, rng, held_out)]
+
+
+def both_kinds(n: int, seed: int) -> list[Scene]:
+    """``n`` prompts, the first half (or one more) of seen combinations, the others of held-out ones."""
+    rng, held_out = np.random.default_rng(seed), n // 2
+    return prompts(n - held_out, rng, held_out=False) + prompts(held_out, rng, held_out=True)
 
 
 def _balanced(n: int, rng: np.random.Generator, held_out: bool) -> Iterator[Combination]:

@@ -1,8 +1,8 @@
 """Stage 1, `python -m demo.train_autoencoder`: the video autoencoder, 2-D first, then the temporal part, then images.
 
-In the second phase the 2-D encoder rests, and at its start the 2-D decoder too: what a new temporal decoder gives it
-would spoil it. A chunk's first frame and a few others are decoded to pixels; the causal padding leaves the first
-frames the least context, so they are in every batch.
+From the second phase on the 2-D encoder rests, and at its start the 2-D decoder too: what a new temporal decoder gives
+it would spoil it. A chunk's first frame and a few others are decoded to pixels; the causal padding leaves the first
+frames the least context, so they are in every batch. In the last phase the decoders alone are trained.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from arlon_export.modules.vae import VideoVAE, encoder_frame_index
 from demo.config import VIDEO, vae_config
+from demo.scene import Scene
 from demo.training import Losses, Recipe, arguments, rng, train
 from demo.world import render, render_clip, sample_clip, sample_scene
 
 CHUNK = 17
+CROP = 32
 
 
 def to_pixels(frames: np.ndarray, device: str) -> Tensor:
@@ -34,8 +36,18 @@ def edge_weights(pixels: Tensor, weight: float) -> Tensor:
 
 
 def reconstruction(out: Tensor, pixels: Tensor, weight: float) -> Tensor:
+    """Squared error with a little absolute error, heavier near edges."""
     error = out.float() - pixels
-    return (edge_weights(pixels, weight) * (error.abs() + 2 * error.square())).mean()
+    return (edge_weights(pixels, weight) * (8 * error.square() + 0.2 * error.abs())).mean()
+
+
+def cropped(frames: np.ndarray, scene: Scene, draw: np.random.Generator) -> np.ndarray:
+    """The window of ``CROP`` x ``CROP`` around where the scene's object starts, somewhat off centre.
+
+    Four windows cost what one frame does and show four objects; rolling is what the world's wrapping motion allows.
+    """
+    x, y = (int(v + draw.uniform(-0.4, 0.4) * CROP - CROP / 2) for v in (scene.x, scene.y))
+    return np.roll(frames, (-y, -x), (1, 2))[:, :CROP, :CROP]
 
 
 def psnr(out: Tensor, pixels: Tensor) -> float:
@@ -51,7 +63,7 @@ def object_psnr(out: Tensor, pixels: Tensor) -> float:
 
 
 class AutoencoderLoss:
-    """The two phases' losses, each step's clips drawn afresh."""
+    """The phases' losses, each step's clips drawn afresh."""
 
     def __init__(self, vae: VideoVAE, recipe: Recipe, device: str) -> None:
         self.vae, self.schedule, self.device = vae, recipe.schedule, device
@@ -59,25 +71,33 @@ class AutoencoderLoss:
 
     def __call__(self, step: int) -> Losses:
         draw = rng(self.schedule.seed, step)
-        temporal, images = self.schedule.phases
+        temporal, images, decoders = self.schedule.phases
+        start, end = (0, temporal) if step < temporal else (temporal, images)
+        crop = step < start + self.extra["cropped"] * (end - start)
         self.vae.spatial_vae.module.decoder.requires_grad_(not temporal <= step < temporal + self.extra["alone_steps"])
-        self.vae.temporal_vae.encoder.requires_grad_(step < images)
-        self.vae.temporal_vae.quant_conv.requires_grad_(step < images)
+        self.vae.temporal_vae.encoder.requires_grad_(step < decoders)
+        self.vae.temporal_vae.quant_conv.requires_grad_(step < decoders)
         if step < temporal:
-            return self.frames(draw)
-        return self.chunks(draw, images=step >= images)
+            return self.frames(draw, crop)
+        return self.chunks(draw, crop, images=step >= images)
 
-    def frames(self, draw: np.random.Generator) -> Losses:
-        still = np.stack([render(sample_scene(draw), 1, VIDEO.height) for _ in range(self.extra["frame_batch_size"])])
-        pixels = to_pixels(still, self.device)
+    def clips(self, draw: np.random.Generator, count: int, num_frames: int, crop: bool) -> Tensor:
+        """Fresh clips (count, 3, frame, h, w), or four times as many cropped ones."""
+        scenes = [sample_scene(draw) for _ in range(4 * count if crop else count)]
+        frames = [render(scene, num_frames, VIDEO.height) for scene in scenes]
+        if crop:
+            frames = [cropped(f, scene, draw) for f, scene in zip(frames, scenes, strict=True)]
+        return to_pixels(np.stack(frames), self.device)
+
+    def frames(self, draw: np.random.Generator, crop: bool) -> Losses:
+        pixels = self.clips(draw, self.extra["frame_batch_size"], 1, crop)
         z = self.vae.spatial_vae.encode(pixels).mean.float()
         out = self.vae.spatial_vae.decode(z + 0.05 * torch.randn_like(z))
         error = reconstruction(out, pixels, self.extra["edge_weight"])
         return {"loss": error + self.penalty(z), "frame": error}
 
-    def chunks(self, draw: np.random.Generator, images: bool) -> Losses:
-        clips = [sample_clip(draw, CHUNK) for _ in range(self.schedule.batch_size)]
-        pixels = to_pixels(np.stack([render_clip(c, VIDEO.height) for c in clips]), self.device)
+    def chunks(self, draw: np.random.Generator, crop: bool, images: bool) -> Losses:
+        pixels = self.clips(draw, self.schedule.batch_size, CHUNK, crop)
         with torch.no_grad():
             target = self.vae.spatial_vae.encode(pixels).mean
             padded = torch.cat([torch.zeros_like(target[:, :, :1]), target], 2)

@@ -18,6 +18,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from demo.muon import optimizers
+
 RECIPES = Path(__file__).parent / "recipes"
 Losses = dict[str, Tensor]
 
@@ -127,14 +129,13 @@ def train(
     args.out.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(args.out, stage)
     model.to(args.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=s.learning_rate, weight_decay=s.weight_decay, betas=(0.9, 0.99)
-    )
+    steppers = optimizers(model, s.learning_rate, s.weight_decay)
     averaged, start, seconds = Averaged(model, s.ema), 0, 0.0
     if path.is_file():
         saved = torch.load(path, map_location=args.device, weights_only=True)
         model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for stepper, state in zip(steppers, saved["optimizers"], strict=True):
+            stepper.load_state_dict(state)
         averaged.state, start, seconds = saved["ema"], saved["step"], saved["seconds"]
     end = min(s.steps, args.steps or s.steps)
     mean: dict[str, float] = {}
@@ -143,8 +144,8 @@ def train(
     def save(step: int) -> None:
         elapsed = seconds + time.monotonic() - began
         state = {
-            "model": model.state_dict(), "ema": averaged.state, "optimizer": optimizer.state_dict(),
-            "step": step, "seconds": elapsed,
+            "model": model.state_dict(), "ema": averaged.state,
+            "optimizers": [stepper.state_dict() for stepper in steppers], "step": step, "seconds": elapsed,
         }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
@@ -170,16 +171,17 @@ def train(
         for step in range(start, end):
             torch.manual_seed(s.seed * 1_000_003 + step)
             rate = learning_rate(s, step)
-            for group in optimizer.param_groups:
+            for group in (g for stepper in steppers for g in stepper.param_groups):
                 group["lr"] = rate
             with torch.autocast(torch.device(args.device).type, torch.bfloat16):
                 parts = losses(step)
             if not torch.isfinite(parts["loss"]):
                 raise SystemExit(f"{stage}: the loss is {parts['loss'].item()} at step {step}")
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             torch.autograd.backward(parts["loss"])
             nn.utils.clip_grad_norm_(model.parameters(), s.gradient_clip)
-            optimizer.step()
+            for stepper in steppers:
+                stepper.step()
             averaged.update(model, step)
             for key, value in parts.items():
                 mean[key] = value.item() if key not in mean else mean[key] + 0.02 * (value.item() - mean[key])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,46 @@ class TokenModel:
                 f"{rows} x {columns}; ask for a smaller video, or set inject to False"
             )
         return TokenStream(self, height, width, sampling)
+
+
+class TokenSource(Protocol):
+    """Where a video's tokens come from."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether `extend` takes a null prompt after the prompt."""
+
+    def extend(
+        self, texts: Sequence[Text], code_frames: range, on_token: OnToken = ...
+    ) -> NDArray[np.int64]:
+        """The tokens (1, code_frame, height, width) of these code-frames."""
+
+
+class GivenTokens:
+    """A video's tokens that are there already: another video's, or ones made by hand."""
+
+    guided = False
+
+    def __init__(self, tokens: NDArray[np.integer], code_frames: int, height: int, width: int, num_codes: int) -> None:
+        """Check ``tokens`` (code_frame, height, width) against the video they are for.
+
+        Raises:
+            OptionsError: they are no whole numbers, do not cover it, or are not all codes.
+        """
+        given = np.asarray(tokens)
+        if not np.issubdtype(given.dtype, np.integer):
+            raise OptionsError(f"tokens are {given.dtype}; whole numbers are expected")
+        if given.ndim != 3 or given.shape[1:] != (height, width) or len(given) < code_frames:
+            raise OptionsError(f"tokens has shape {given.shape}; ({code_frames} or more, {height}, {width}) is needed")
+        if given.min() < 0 or given.max() >= num_codes:
+            raise OptionsError(f"tokens go from {given.min()} to {given.max()}; codes are 0 .. {num_codes - 1}")
+        self._tokens = given.astype(np.int64)[None]
+
+    def extend(
+        self, texts: Sequence[Text], code_frames: range, on_token: OnToken = lambda done, total: None
+    ) -> NDArray[np.int64]:
+        """The tokens (1, code_frame, height, width) of these code-frames; the prompt has no say in them."""
+        return np.ascontiguousarray(self._tokens[:, code_frames.start : code_frames.stop])
 
 
 class TokenStream:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt import flow, noise
-from arlon_rt.ar import Sampling, TokenStream
+from arlon_rt.ar import GivenTokens, OnToken, Sampling, TokenSource
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.dit import View
 from arlon_rt.errors import ArlonError, Cancelled, OptionsError
@@ -94,32 +94,51 @@ class Pipeline:
         return cls(opened, stages)
 
     def stream(
-        self, prompt: Prompts, options: GenerateOptions = USUAL, *, on_event: OnEvent | None = None
+        self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
+        on_event: OnEvent | None = None,
     ) -> Iterator[Chunk]:
         """Make a video and hand out its frames as they are made, in memory that does not grow with its length.
 
         The request is checked at once; work begins with the first chunk asked for. Closing the iterator early ends
-        the generation. ``on_event`` is called on the thread that iterates; what it raises ends the generation.
+        the generation. ``tokens`` (code_frame, row, column), as `tokens` makes them, are injected in place of those
+        the token model would write. ``on_event`` is called on the thread that iterates; what it raises ends the
+        generation.
 
         Raises:
-            OptionsError: a prompt or an option cannot be used.
+            OptionsError: a prompt, an option or the tokens cannot be used.
         """
-        prompts, resolved = Timeline.of(prompt), options.resolved(self.bundle)
-        for wanted in (*(p for _, p in prompts.entries), resolved.negative_prompt):
-            if wanted is not None:
-                self._stages.text_encoder.caption(wanted)
+        prompts, resolved, segments = self._request(prompt, options)
         view = self._view(resolved)
-        tokens = self._token_stream(resolved, view)
-        segments = plan(resolved.num_frames, self.bundle.model)
-        _check_all_shown(prompts, segments, resolved.fps)
-        return self._reported(segments, prompts, resolved, view, tokens, on_event or (lambda event: None))
+        source = self._token_source(resolved, view, segments, tokens)
+        return self._reported(segments, prompts, resolved, view, source, on_event or (lambda event: None))
 
     def generate(
-        self, prompt: Prompts, options: GenerateOptions = USUAL, *, on_event: OnEvent | None = None
+        self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
+        on_event: OnEvent | None = None,
     ) -> Video:
         """Make a video and return all of it; arguments and errors are those of `stream`."""
-        frames = [chunk.frames for chunk in self.stream(prompt, options, on_event=on_event)]
+        frames = [chunk.frames for chunk in self.stream(prompt, options, tokens=tokens, on_event=on_event)]
         return Video(np.concatenate(frames), options.resolved(self.bundle).fps)
+
+    def tokens(self, prompt: Prompts, options: GenerateOptions = USUAL) -> NDArray[np.int64]:
+        """The tokens (code_frame, row, column) that `stream` would inject; the diffusion transformer does not run.
+
+        Raises:
+            OptionsError: a prompt or an option cannot be used, or the request injects no tokens.
+        """
+        prompts, resolved, segments = self._request(prompt, options)
+        view = self._view(resolved)
+        source = self._token_source(resolved, view, segments, None)
+        if source is None:
+            raise OptionsError("this request injects no tokens: the bundle has no token model, or inject is False")
+        with self._one_at_a_time():
+            negative = self._negative(resolved)
+            grid = np.zeros((0, *self._code_size(view)), np.int64)
+            for segment in segments:
+                text = self._stages.text_encoder.encode(prompts.at(segment.middle(resolved.fps)))
+                newest, first = self._segment_tokens(source, text, negative, segment)
+                grid = np.concatenate([grid[:first], newest[0]])
+        return grid
 
     @property
     def precision(self) -> str:
@@ -140,11 +159,10 @@ class Pipeline:
 
     def _generate(
         self, segments: list[Segment], prompts: Timeline, options: ResolvedOptions, view: View,
-        tokens: TokenStream | None, report: OnEvent,
+        tokens: TokenSource | None, report: OnEvent,
     ) -> Iterator[Chunk]:
         """The paper's figure: each segment from its prompt, the tokens so far and the frames before it."""
-        stages, unwanted = self._stages, options.negative_prompt
-        negative = stages.text_encoder.encode(unwanted, suffix=False) if unwanted else None
+        stages, negative = self._stages, self._negative(options)
         denoising = stages.denoiser.start(view)
         before: NDArray[np.uint8] | None = None
         for segment in segments:
@@ -161,26 +179,63 @@ class Pipeline:
                 before = chunk.frames.copy()  # the caller may draw on the frames
                 yield chunk
 
-    def _token_stream(self, options: ResolvedOptions, view: View) -> TokenStream | None:
-        """An empty token grid; ``None`` where nothing is injected."""
+    def _request(
+        self, prompt: Prompts, options: GenerateOptions
+    ) -> tuple[Timeline, ResolvedOptions, list[Segment]]:
+        """The request, checked as far as prompts and options go."""
+        prompts, resolved = Timeline.of(prompt), options.resolved(self.bundle)
+        for wanted in (*(p for _, p in prompts.entries), resolved.negative_prompt):
+            if wanted is not None:
+                self._stages.text_encoder.caption(wanted)
+        segments = plan(resolved.num_frames, self.bundle.model)
+        _check_all_shown(prompts, segments, resolved.fps)
+        return prompts, resolved, segments
+
+    def _negative(self, options: ResolvedOptions) -> Text | None:
+        unwanted = options.negative_prompt
+        return self._stages.text_encoder.encode(unwanted, suffix=False) if unwanted else None
+
+    def _code_size(self, view: View) -> tuple[int, int]:
+        assert self._stages.vq_decoder
+        return self._stages.vq_decoder.code_size(view.latent_height, view.latent_width)
+
+    def _token_source(
+        self, options: ResolvedOptions, view: View, segments: list[Segment], tokens: NDArray[np.integer] | None
+    ) -> TokenSource | None:
+        """The tokens given, or an empty token grid; ``None`` where nothing is injected."""
         token_model, vq_decoder = self._stages.token_model, self._stages.vq_decoder
         if not (options.inject and token_model and vq_decoder):
+            if tokens is not None:
+                raise OptionsError("tokens are given, but this request injects none: inject is False, or the bundle "
+                                   "has no token model; leave tokens out")
             return None
+        size, vq = self._code_size(view), vq_decoder.config
+        if tokens is not None:
+            return GivenTokens(tokens, segments[-1].code_frames(vq.stride[0]).stop, *size, vq.num_codes)
         sampling = Sampling(
             guidance_scale=options.ar_guidance_scale, temperature=options.temperature,
             top_k=options.top_k, top_p=options.top_p, seed=options.seed,
         )
-        return token_model.start(*vq_decoder.code_size(view.latent_height, view.latent_width), sampling)
+        return token_model.start(*size, sampling)
+
+    def _segment_tokens(
+        self, source: TokenSource, text: Text, negative: Text | None, segment: Segment,
+        on_token: OnToken = lambda done, total: None,
+    ) -> tuple[NDArray[np.int64], int]:
+        """The segment's tokens (1, code_frame, row, column) and the number of their first code-frame."""
+        assert self._stages.vq_decoder
+        code_frames = segment.code_frames(self._stages.vq_decoder.config.stride[0])
+        texts = [text, negative or self._stages.text_encoder.null()] if source.guided else [text]
+        return source.extend(texts, code_frames, on_token), code_frames.start
 
     def _coarse(
-        self, tokens: TokenStream, text: Text, negative: Text | None, segment: Segment, view: View, progress: _Reporter
+        self, source: TokenSource, text: Text, negative: Text | None, segment: Segment, view: View,
+        progress: _Reporter,
     ) -> NDArray[np.float32]:
         """Write the segment's tokens and decode them to its coarse latents."""
-        vq_decoder = self._stages.vq_decoder
-        assert vq_decoder
-        texts = [text, negative or self._stages.text_encoder.null()] if tokens.guided else [text]
-        grid = tokens.extend(texts, segment.code_frames(vq_decoder.config.stride[0]), progress.of("ar"))
-        coarse = vq_decoder.decode(grid, segment, view.latent_height, view.latent_width)
+        assert self._stages.vq_decoder
+        grid, _ = self._segment_tokens(source, text, negative, segment, progress.of("ar"))
+        coarse = self._stages.vq_decoder.decode(grid, segment, view.latent_height, view.latent_width)
         progress("vq", 1, 1)
         return coarse
 
@@ -224,7 +279,7 @@ class Pipeline:
 
     def _reported(
         self, segments: list[Segment], prompts: Timeline, options: ResolvedOptions, view: View,
-        tokens: TokenStream | None, report: OnEvent,
+        tokens: TokenSource | None, report: OnEvent,
     ) -> Iterator[Chunk]:
         """The generation between its first and its last event."""
         begun, unit = time.monotonic(), self.bundle.model.vae.space_stride

@@ -19,11 +19,13 @@ from arlon_rt.vqvae import VQDecoder
 from demo.captions import canonical
 from demo.config import ar_config, model_config, vq_config
 from demo.latents import CHUNK_LATENTS, CLIP_LATENTS, SHARD_CLIPS, LatentPool, clip_of
+from demo.muon import Muon, hidden_weights, optimizers, orthogonal
 from demo.train_ar import CONTEXT_FRAMES, Windows
+from demo.train_autoencoder import CROP, cropped
 from demo.train_dit import CODECS, Window, coarse_window, draw_window, kept_frames
 from demo.training import Recipe, Schedule, arguments, learning_rate, rng, train
 from demo.windows import Corpus
-from demo.world import HELD_OUT
+from demo.world import HELD_OUT, render, sample_scene
 
 SIDE = 8
 """Rows and columns of the demo's latents."""
@@ -37,7 +39,7 @@ TINY = Recipe("tiny", Schedule(steps=4, batch_size=16, learning_rate=1e-2, warmu
 def run(out: Path, *options: str, initial: int = 0, evaluate: Callable[[nn.Module], None] = lambda averaged: None):
     """Train a tiny model in ``out`` and return it; its losses use both random streams, its batch norm has buffers."""
     torch.manual_seed(initial)
-    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 1))
     threads = str(torch.get_num_threads())
     args = arguments("").parse_args(["--out", str(out), "--device", "cpu", "--threads", threads, *options])
 
@@ -61,7 +63,8 @@ def assert_same(out: Path, other: Path) -> None:
     """Bit for bit: the weights, their averages and the optimizer's moments."""
     a, b = checkpoint(out), checkpoint(other)
     assert a["step"] == b["step"]
-    for x, y in ((a["model"], b["model"]), (a["ema"], b["ema"]), (a["optimizer"]["state"], b["optimizer"]["state"])):
+    moments = [[o["state"] for o in c["optimizers"]] for c in (a, b)]
+    for x, y in ((a["model"], b["model"]), (a["ema"], b["ema"]), moments):
         torch.testing.assert_close(x, y, rtol=0, atol=0)
 
 
@@ -280,3 +283,51 @@ def test_a_video_is_learned_from_its_first_code_on(corpus: PlainCorpus, rows: li
     assert starts
     assert any(row.learned[0] for row in starts)
     assert all(row.learned[0] for row in starts if not corpus.switches(row.clip))
+
+
+# -- the optimizer and the autoencoder's windows -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (1, 24, 24)])
+def test_orthogonal_matrices_have_singular_values_near_one(shape: tuple[int, int, int]):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(orthogonal(matrices))
+    assert values.min() > 0.3
+    assert values.max() < 1.4
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(orthogonal(matrices).flatten(), (u @ v).flatten(), dim=0) > 0.95
+
+
+def test_muon_takes_hidden_weights_and_adamw_every_other_parameter():
+    model = nn.ModuleDict({
+        "embedding": nn.Embedding(9, 16), "conv": nn.Conv3d(8, 8, 3), "norm": nn.GroupNorm(2, 8),
+        "narrow": nn.Linear(16, 4), "fc": nn.Linear(16, 16), "head": nn.Linear(16, 32),
+    })
+    assert [id(w) for w in hidden_weights(model)] == [id(model["conv"].weight), id(model["fc"].weight)]
+    taken = [id(p) for o in optimizers(model, 1e-3, 0.0) for g in o.param_groups for p in g["params"]]
+    assert sorted(taken) == sorted(id(p) for p in model.parameters())
+
+
+def test_muon_brings_a_convolution_to_the_one_that_made_the_data():
+    torch.manual_seed(0)
+    wanted, model = nn.Conv2d(8, 12, 3), nn.Conv2d(8, 12, 3)
+    muon = Muon([model.weight], 3e-3, 0.0)
+    losses = []
+    for _ in range(150):
+        x = torch.randn(8, 8, 6, 6)
+        loss = (model(x) - wanted(x)).square().mean()
+        model.zero_grad()
+        loss.backward()
+        muon.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_cropped_windows_show_the_object():
+    draw = rng(5, 1)
+    for _ in range(20):
+        scene = sample_scene(draw)
+        window = cropped(render(scene, 2), scene, draw)
+        assert window.shape == (2, CROP, CROP, 3)
+        far = np.abs(window[0].astype(int) - scene.background_rgb).sum(-1).max()
+        assert far > 0.9 * np.abs(np.subtract(scene.rgb, scene.background_rgb)).sum()

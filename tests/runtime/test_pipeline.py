@@ -302,3 +302,41 @@ def test_a_prompt_that_no_segment_would_show_is_refused_at_once(pipeline: Pipeli
     late = [(0.0, "a red circle"), (60.0, "a blue square")]
     with pytest.raises(OptionsError, match=r"at 60 seconds would never be shown.*begin at 0\.00, 2\.83"):
         pipeline.stream(late, GenerateOptions(num_frames=119))
+
+
+def test_given_tokens_are_injected_in_place_of_written_ones(pipeline: Pipeline) -> None:
+    options = GenerateOptions(num_frames=130, seed=3)
+    own = pipeline.tokens(PROMPT, options)
+    usual = pipeline.generate(PROMPT, options).frames
+    assert own.dtype == np.int64
+    assert own.ndim == 3
+    np.testing.assert_array_equal(pipeline.generate(PROMPT, options, tokens=own).frames, usual)
+    other = (own + 1) % TINY.vq.num_codes
+    assert not np.array_equal(pipeline.generate(PROMPT, options, tokens=other).frames, usual)
+
+
+def test_tokens_of_a_longer_video_begin_with_those_of_a_shorter_one(pipeline: Pipeline) -> None:
+    long, short = (pipeline.tokens(PROMPT, GenerateOptions(num_frames=n)) for n in (187, 68))
+    np.testing.assert_array_equal(long[: len(short)], short)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda tokens: tokens.astype(np.float32), "whole numbers"),
+    (lambda tokens: tokens[:-1], r"shape \("),
+    (lambda tokens: tokens[:, :-1], r"shape \("),
+    (lambda tokens: tokens[None], r"shape \("),
+    (lambda tokens: tokens - 10_000, "codes are 0 .."),
+    (lambda tokens: tokens + 10_000, "codes are 0 .."),
+])
+def test_tokens_that_cannot_be_used_fail_before_any_work(pipeline: Pipeline, change: Any, said: str) -> None:
+    tokens = pipeline.tokens(PROMPT)
+    with pytest.raises(OptionsError, match=said):
+        pipeline.stream(PROMPT, tokens=change(tokens))
+
+
+def test_tokens_without_injection_are_refused(pipeline: Pipeline) -> None:
+    tokens, alone = pipeline.tokens(PROMPT), GenerateOptions(inject=False)
+    with pytest.raises(OptionsError, match="inject is False"):
+        pipeline.stream(PROMPT, alone, tokens=tokens)
+    with pytest.raises(OptionsError, match="inject is False"):
+        pipeline.tokens(PROMPT, alone)
