@@ -50,12 +50,13 @@ def dit_config() -> DiTConfig:
     return from_json(DiTConfig, {**table("dit"), **joined}, "dit")
 
 
-def injection_config() -> InjectionConfig:
-    return from_json(InjectionConfig, table("dit", "injection"), "injection")
+def injection_config(dit: str = "dit") -> InjectionConfig:
+    """Of the transformer recipe with this name; variants differ in nothing else that is configured here."""
+    return from_json(InjectionConfig, table(dit, "injection"), "injection")
 
 
-def model_config(shift: list[float], scale: list[float]) -> ModelConfig:
+def model_config(shift: list[float], scale: list[float], dit: str = "dit") -> ModelConfig:
     return ModelConfig(
         text=text_config(), dit=dit_config(), vae=vae_config(shift, scale), video=VIDEO, flow=FlowConfig(),
-        ar=ar_config(), vq=vq_config(), injection=injection_config(),
+        ar=ar_config(), vq=vq_config(), injection=injection_config(dit),
     )

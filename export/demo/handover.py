@@ -27,7 +27,7 @@ from arlon_rt.stages import Stages
 from demo.captions import canonical
 from demo.config import vq_config
 from demo.scene import Scene
-from demo.score import ATTRIBUTES, both_kinds, score
+from demo.score import ATTRIBUTES, both_kinds, psnr, score
 from demo.training import load_averaged
 from demo.world import Pixels, render
 
@@ -98,12 +98,6 @@ class HandOvers:
 
     def _decoded(self, latents: NDArray[np.float32]) -> Pixels:
         return np.concatenate(list(self.stages.vae_decoder.decode(latents, NUM_FRAMES)))
-
-
-def psnr(frames: Pixels, truth: Pixels) -> float:
-    """Peak signal to noise ratio of uint8 frames, dB; infinite where they are equal."""
-    error = float(np.square(frames.astype(np.float32) - truth).mean())
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

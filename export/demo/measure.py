@@ -119,7 +119,7 @@ def _locate(mask: NDArray[np.bool_]) -> _Object:
     return _Object(kept[compact], mask[compact], x[compact], y[compact], dx[compact], dy[compact])
 
 
-def _centre(profile: NDArray[np.generic], size: int) -> tuple[NDArray[np.float64], Offsets]:
+def _centre(profile: NDArray[np.intp] | Offsets, size: int) -> tuple[NDArray[np.float64], Offsets]:
     """Centroid (frame,) of the profiles (frame, size) on the circle, and every pixel's offset (frame, size) from it.
 
     The angle of the mean finds the neighbourhood; the plain mean of the offsets around it is the centroid.

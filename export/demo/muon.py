@@ -29,21 +29,22 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.mT).to(matrices.dtype)
+    found: Tensor = x if wide else x.mT
+    return found.to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Steps along the orthogonalised Nesterov momentum of each weight (out, in, …), with decoupled weight decay."""
 
     def __init__(
-        self, weights: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+        self, weights: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95
     ) -> None:
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
@@ -59,7 +60,7 @@ class Muon(torch.optim.Optimizer):
                     weight.sub_(update.view_as(weight), alpha=length)
 
 
-def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
+def hidden_weights(model: nn.Module) -> list[Tensor]:
     """Weights of linear and convolution layers that are matrices of some size; not embeddings, not a token head."""
     return [
         module.weight for name, module in model.named_modules()

@@ -11,7 +11,8 @@ from demo.measure import Measured, measure
 from demo.scene import FPS, HELD_OUT, SEEN, Combination, Scene, sample_scene
 from demo.world import Pixels
 
-__all__ = ["ATTRIBUTES", "Measured", "both_kinds", "matches", "measure", "prompts", "score", "windows"]
+__all__ = ["ATTRIBUTES", "Measured", "both_kinds", "matches", "measure", "prompts", "psnr", "score",
+           "windows"]
 
 ATTRIBUTES = ("colour", "shape", "direction", "speed", "background")
 
@@ -24,6 +25,12 @@ def score(frames: Pixels, scene: Scene) -> dict[str, bool]:
 def matches(measured: Measured | None, scene: Scene) -> dict[str, bool]:
     """The attributes of ``scene`` that were measured; none of them where nothing was."""
     return {a: measured is not None and getattr(measured, a) == getattr(scene, a) for a in ATTRIBUTES}
+
+
+def psnr(frames: Pixels, truth: Pixels) -> float:
+    """Peak signal to noise ratio of uint8 frames, dB; infinite where they are equal."""
+    error = float(np.square(frames.astype(np.float32) - truth).mean())
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def windows(frames: Pixels, scene_at: Callable[[int], Scene], seconds: float = 10.0) -> list[dict[str, bool]]:

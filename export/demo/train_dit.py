@@ -171,10 +171,12 @@ class DiTLoss:
 
 
 def main() -> None:
-    args = arguments(__doc__.splitlines()[0]).parse_args()
-    recipe = Recipe.load("dit")
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="dit", help="the recipe, e.g. that of a variant to compare with")
+    args = parser.parse_args()
+    recipe = Recipe.load(args.recipe)
     torch.manual_seed(recipe.schedule.seed)
-    model = STDiT3(dit_config(), injection_config())
+    model = STDiT3(dit_config(), injection_config(args.recipe))
     corpus = Corpus.open(args, CODECS)
     loss = DiTLoss(model, corpus, recipe, args.device)
     train(model, recipe, args, loss, loss.evaluate)

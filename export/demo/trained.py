@@ -65,17 +65,17 @@ def load_networks(out: Path, dit: str = "dit") -> tuple[ModelConfig, dict[str, n
     """The averaged weights of every stage in ``out``, by network, and their configuration.
 
     Shift and scale of the latents, measured on the pool, go into the autoencoder. ``dit`` names the transformer's
-    checkpoint.
+    recipe and checkpoint.
     """
     pool = LatentPool(out / "latents")
     pool.refresh()
     shift, scale = pool.statistics()
-    model = model_config(shift, scale)
+    model = model_config(shift, scale, dit)
     networks = {
         "text": load_text_encoder(out, "cpu")[1],
         "ar": load_averaged(out, "ar", TokenModel(ar_config()), "cpu"),
         "vq": load_averaged(out, "vq", VQVAE(vq_config()), "cpu"),
-        "dit": load_averaged(out, dit, STDiT3(dit_config(), injection_config()), "cpu"),
+        "dit": load_averaged(out, dit, STDiT3(dit_config(), injection_config(dit)), "cpu"),
         "vae": load_averaged(out, "autoencoder", VideoVAE(vae_config()), "cpu"),
     }
     measured = VideoVAE(vae_config(shift, scale))  # the stage trains with shift 0 and scale 1
@@ -86,6 +86,13 @@ def load_networks(out: Path, dit: str = "dit") -> tuple[ModelConfig, dict[str, n
 def open_trained(out: Path, dit: str = "dit") -> Pipeline:
     """A pipeline of the checkpoints in ``out``."""
     model, networks = load_networks(out, dit)
-    unexported: Any = Unexported(model=model, tokenizer_path=out / "tokenizer.model", defaults=DEFAULTS)
+    return pipeline_of(model, networks, out / "tokenizer.model", DEFAULTS)
+
+
+def pipeline_of(
+    model: ModelConfig, networks: Mapping[str, nn.Module], tokenizer: Path, defaults: Mapping[str, Any]
+) -> Pipeline:
+    """A pipeline whose graphs are PyTorch modules, fp32 on the CPU."""
+    unexported: Any = Unexported(model=model, tokenizer_path=tokenizer, defaults=defaults)
     sessions: Any = {name: TorchSession(spec, networks[spec.network]) for name, spec in graph_specs(model).items()}
     return Pipeline(unexported, Stages.of(unexported, sessions, "fp32"))

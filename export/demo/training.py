@@ -50,7 +50,11 @@ class Recipe:
 
     @classmethod
     def load(cls, name: str) -> Recipe:
+        """The recipe of this name; one that names a ``base`` holds only how it differs from that."""
         tables = tomllib.loads((RECIPES / f"{name}.toml").read_text())
+        if base := tables.pop("base", None):
+            usual = tomllib.loads((RECIPES / f"{base}.toml").read_text())
+            tables = {key: {**table, **tables.get(key, {})} for key, table in usual.items()}
         training = tables.pop("training")
         known = {f.name for f in fields(Schedule)}
         chosen = {k: v for k, v in training.items() if k in known}

@@ -20,6 +20,9 @@ from arlon_rt.backends.session import open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError, OutputError
 from arlon_rt.graphs import graph_specs
+from arlon_rt.options import GenerateOptions
+from arlon_rt.pipeline import Pipeline
+from demo.trained import pipeline_of
 from tiny_bundle import tokenizer
 from tiny_checkpoint import tiny_model, write_tiny_checkpoint
 
@@ -200,6 +203,22 @@ def empty_caches(bundle: Bundle) -> dict[str, np.ndarray]:
     assert a
     shape = (1, a.num_heads, a.max_length, a.head_dim)
     return {f"{kind}_{i}": np.zeros(shape, np.float32) for i in range(a.num_layers) for kind in ("key", "value")}
+
+
+def test_the_graphs_make_the_video_of_their_modules(exported: Exported) -> None:
+    """The demo's commands can look at checkpoints through the same pipeline, without an export."""
+    checkpoint = exported.checkpoint
+    networks = {name: checkpoint.module(name) for name in NETWORKS}
+    options = GenerateOptions(num_frames=68, seed=2)
+    assert checkpoint.tokenizer
+    with pipeline_of(checkpoint.model, networks, checkpoint.tokenizer, checkpoint.defaults) as modules:
+        expected = modules.generate("a red circle", options).frames
+        tokens = modules.tokens("a red circle", options)
+    with Pipeline.open(exported.bundle) as graphs:
+        np.testing.assert_array_equal(graphs.tokens("a red circle", options), tokens)
+        made = graphs.generate("a red circle", options).frames
+    assert np.abs(made.astype(int) - expected).max() <= 1
+    assert len(np.unique(made)) > 50
 
 
 def test_a_graph_that_computes_something_else_is_refused(exported: Exported) -> None:
