@@ -24,10 +24,9 @@ PROMPTS = (
     "a white square moves right fast on a brown background",
 )
 """One of each colour, two of each shape."""
-COLUMNS, SCALE, CAPTION, GAP = 3, 2, 30, 6
+COLUMNS, SCALE, CAPTION, GAP = 3, 2, 40, 6
 KEEP_EVERY = 2
 """Frames of the video a frame of the GIF: 12 a second."""
-COLOURS = 96
 
 
 def mosaic(videos: Sequence[Pixels], captions: Sequence[str], columns: int = COLUMNS) -> list[Pixels]:
@@ -51,12 +50,12 @@ def mosaic(videos: Sequence[Pixels], captions: Sequence[str], columns: int = COL
 
 
 def write_gif(path: Path, pages: Sequence[Pixels], fps: float) -> None:
-    """All pages with one palette, forever."""
+    """All pages, forever; one palette of the colours that pages begin, go on and end with."""
     from PIL import Image
 
     images = [Image.fromarray(page) for page in pages]
-    palette = Image.fromarray(np.concatenate([np.asarray(i) for i in images[:: max(1, len(images) // 6)]])).quantize(
-        COLOURS, dither=Image.Dither.NONE)
+    shown = np.concatenate(pages[:: max(1, len(pages) // 8)])
+    palette = Image.fromarray(shown).quantize(128, kmeans=2, dither=Image.Dither.NONE)
     flat = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     flat[0].save(path, save_all=True, append_images=flat[1:], duration=round(1000 / fps), loop=0, optimize=False)
 
@@ -67,11 +66,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, default=Path("gallery.gif"), help="the GIF to write")
     parser.add_argument("--num-frames", type=int, default=119)
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")
-    parser.add_argument("--seed", type=int, default=0, help="of every video")
+    parser.add_argument("--seed", type=int, default=0, help="of the first video; the next has the next")
     args = parser.parse_args(argv)
-    options = GenerateOptions(num_frames=args.num_frames, num_inference_steps=args.steps, seed=args.seed)
+    videos = []
     with open_pipeline(args) as pipeline:
-        videos = [pipeline.generate(prompt, options).frames[::KEEP_EVERY] for prompt in track(PROMPTS)]
+        for seed, prompt in enumerate(track(PROMPTS, description="videos"), args.seed):
+            options = GenerateOptions(num_frames=args.num_frames, num_inference_steps=args.steps, seed=seed)
+            videos.append(pipeline.generate(prompt, options).frames[::KEEP_EVERY])
     write_gif(args.to, mosaic(videos, PROMPTS), FPS / KEEP_EVERY)
 
 

@@ -44,6 +44,8 @@ class Measured:
     background: Background | None
     confidence: float
     """Share of frames with one compact object, times its mean overlap with the ideal shape; 0..1."""
+    steady: float
+    """Share of those frames whose own colour has the clip's name; below 1 colours waver."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,15 @@ def measure(frames: Pixels) -> Measured | None:
         return None
     core = distance[seen.frames] > 0.8 * contrast
     colour = np.median(colours[seen.frames][core], axis=0) if core.any() else np.full(3, np.nan)
+    name = _nearest(PALETTE, colour)
+    each = zip(colours[seen.frames], core, strict=True)
+    own = [_nearest(PALETTE, np.median(pixels[inner], axis=0)) for pixels, inner in each if inner.any()]
     shape, overlap = _shape(seen)
     direction, speed = _motion(seen)
     return Measured(
-        colour=_nearest(PALETTE, colour), shape=shape, direction=direction, speed=speed,
+        colour=name, shape=shape, direction=direction, speed=speed,
         background=_nearest(BACKDROPS, np.median(background, axis=0)),
-        confidence=overlap * len(seen.frames) / len(frames),
+        confidence=overlap * len(seen.frames) / len(frames), steady=float(np.mean([n == name for n in own] or [0.0])),
     )
 
 

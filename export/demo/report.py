@@ -100,9 +100,10 @@ def donors(scenes: Sequence[Scene]) -> list[Scene]:
 
 
 def rates(results: Sequence[Result]) -> dict[str, float]:
-    """The share of results with each attribute right."""
+    """The share of results with each attribute right; ``"steady"`` is the mean of `Measured.steady`."""
     shares = {a: float(np.mean([r.correct[a] for r in results])) for a in ATTRIBUTES}
     shares["colour+direction"] = float(np.mean([r.colour_and_direction for r in results]))
+    shares["steady"] = float(np.mean([r.measured.steady if r.measured else 0.0 for r in results]))
     return shares
 
 
@@ -113,7 +114,7 @@ def groups(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def table(runs: dict[Setting, list[Result]]) -> Table:
-    columns = ("colour", "shape", "direction", "colour+direction", "speed", "background")
+    columns = ("colour", "shape", "direction", "colour+direction", "speed", "background", "steady")
     out = Table("setting", "combinations", "prompts", *columns, title="Share of prompts shown right")
     for setting, results in runs.items():
         for name, part in groups(results).items():
@@ -150,7 +151,7 @@ def write_sheet(path: Path, results: Sequence[Result]) -> None:
                   fill="darkgreen" if result.colour_and_direction else "firebrick")
         for column, frame in enumerate(result.thumbnails):
             sheet.paste(Image.fromarray(frame), (left + column * (width + 2), top + CAPTION_HEIGHT))
-    sheet.save(path)
+    sheet.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

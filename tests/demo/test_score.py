@@ -8,7 +8,7 @@ import pytest
 
 from demo.captions import canonical
 from demo.report import Setting, evaluate, rates, table, write_json, write_sheet
-from demo.scene import HELD_OUT, Scene, sample_scene
+from demo.scene import HELD_OUT, PALETTE, Scene, sample_scene
 from demo.score import ATTRIBUTES, Measured, matches, measure, prompts, score, windows
 from demo.world import Pixels, render, render_clip, sample_clip
 
@@ -58,6 +58,19 @@ def test_shuffled_prompts_score_at_chance(truth, measured_truth):
     scores = [matches(m, scenes[i]) for _ in range(20) for m, i in zip(measured, rng.permutation(150), strict=True)]
     for attribute, chance in CHANCE.items():
         assert share(scores, attribute) == pytest.approx(chance, abs=0.03)
+
+
+def test_a_colour_that_wavers_is_counted_by_frames(truth):
+    scene = next(s for s in truth[0] if s.colour == "red" and s.background == "black")
+    frames, other = (render(dataclasses.replace(scene, rgb=PALETTE[c]), 40) for c in ("red", "blue"))
+    found = measure(frames)
+    assert found is not None
+    assert found.steady == 1
+    frames[30:] = other[30:]
+    found = measure(frames)
+    assert found is not None
+    assert found.colour == "red"
+    assert found.steady == pytest.approx(0.75, abs=0.03)
 
 
 @pytest.mark.parametrize("level", [0, 12, 110, 255])
