@@ -79,7 +79,7 @@ def measure(frames: Pixels) -> Measured | None:
     return Measured(
         colour=name, shape=shape, direction=direction, speed=speed,
         background=_nearest(BACKDROPS, np.median(background, axis=0)),
-        confidence=overlap * len(seen.frames) / len(frames), steady=float(np.mean([n == name for n in own] or [0.0])),
+        confidence=overlap * len(seen.frames) / len(frames), steady=float(np.mean([n == name for n in own] or [False])),
     )
 
 
