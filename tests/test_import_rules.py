@@ -29,7 +29,10 @@ ONE_FILE = {
 }
 """Modules that only this file of arlon_rt may import, inside a function."""
 STAGES = ("text", "ar", "vqvae", "dit", "vae", "video")
-FOUNDATION = ("graphs", "options", "events", "flow", "segments", "noise", "errors", "config")
+FOUNDATION = (
+    "graphs", "options", "timeline", "resolutions", "captions", "events", "flow", "segments", "noise", "errors",
+    "config",
+)
 ABOVE_FOUNDATION = ("cli", "pipeline", "bundle", "backends", *STAGES)
 
 

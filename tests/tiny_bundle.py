@@ -30,13 +30,13 @@ from arlon_rt.manifest import GraphEntry, signature
 from tiny_graphs import graph_model
 
 TINY = ModelConfig(
-    text=TextConfig(vocab_size=64, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, max_length=12),
+    text=TextConfig(vocab_size=64, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, max_length=60),
     ar=ARConfig(
         num_codes=16, hidden_size=16, num_layers=2, num_heads=2, ffn_size=16, text_dim=16, grid=(6, 2, 2),
-        max_length=40, max_top_k=8,
+        max_length=90, max_top_k=8,
     ),
     vq=VQConfig(num_codes=16, code_dim=4, stride=(4, 2, 2), channels=(8, 8), norm_groups=4),
-    dit=DiTConfig(hidden_size=16, depth=2, num_heads=2, caption_channels=16, model_max_length=12),
+    dit=DiTConfig(hidden_size=16, depth=2, num_heads=2, caption_channels=16, model_max_length=60),
     injection=InjectionConfig(layers=(0,)),
     vae=VAEConfig(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, scaling_factor=0.18215,
@@ -73,7 +73,7 @@ def baseline_model() -> ModelConfig:
 
 
 def tokenizer() -> bytes:
-    """A sentencepiece model of single words with T5's special ids: pad 0, ``</s>`` 1, unknown 2."""
+    """A sentencepiece model of letters and syllables with T5's special ids: pad 0, ``</s>`` 1, unknown 2."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([WORDS] * 4), model_writer=model, vocab_size=48, model_type="unigram",

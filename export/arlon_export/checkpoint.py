@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from arlon_export.state_dict import StateDict, check_fit, open_state_dict
 from arlon_rt.config import ModelConfig, from_json, to_json
 from arlon_rt.errors import BundleError, BundleNotFoundError
 
@@ -31,8 +31,8 @@ class Checkpoint:
     """Trained networks: configuration and state dicts, no graphs yet."""
 
     model: ModelConfig
-    weights: Mapping[str, Path]
-    """State-dict file of each network: text, ar, vq, dit, vae."""
+    weights: Mapping[str, StateDict]
+    """The tensors of each network (text, ar, vq, dit, vae), not read yet."""
     tokenizer: Path | None
     """Absent where the text encoder is."""
     defaults: Mapping[str, Any]
@@ -46,9 +46,9 @@ class Checkpoint:
         """
         if network not in self.weights:
             there = ", ".join(self.weights) or "none"
-            raise BundleError(f"the checkpoint has no {network}.safetensors; networks there: {there}")
+            raise BundleError(f"the checkpoint has no weights of {network}; networks there: {there}")
         module = build_module(self.model, network)
-        load_weights(module, self.weights[network])
+        load_weights(module, self.weights[network], f"the checkpoint's {network}")
         return module.eval().requires_grad_(False)
 
 
@@ -73,26 +73,33 @@ def build_module(model: ModelConfig, network: str) -> nn.Module:
     raise BundleError(f"the configuration has no network {network!r}")
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a state-dict file into ``module`` strictly.
+def expected_shapes(model: ModelConfig, network: str) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of a network's state dict; nothing is allocated.
 
     Raises:
-        BundleError: the file cannot be read, or its keys and shapes are not the module's; every one is named.
+        BundleError: the configuration has no such network, or its sizes make none.
     """
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{path} cannot be read as safetensors: {error}") from error
-    expected = module.state_dict()
-    faults = [f"missing {name} {tuple(t.shape)}" for name, t in expected.items() if name not in tensors]
-    faults += [f"unknown {name} {tuple(t.shape)}" for name, t in tensors.items() if name not in expected]
-    faults += [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(t.shape)}"
-        for name, t in expected.items() if name in tensors and tensors[name].shape != t.shape
-    ]
-    if faults:
-        raise BundleError(f"{path} does not fit the configuration: " + "; ".join(faults))
-    module.load_state_dict(tensors)
+        with torch.device("meta"):
+            module = build_module(model, network)
+    except BundleError:
+        raise
+    except ValueError as error:
+        raise BundleError(f"the configuration of {network} makes no network: {error}") from error
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+@torch.no_grad()
+def load_weights(module: nn.Module, weights: StateDict, what: str) -> None:
+    """Copy ``weights`` into ``module`` tensor by tensor, strictly; ``what`` names them in errors.
+
+    Raises:
+        BundleError: keys and shapes are not the module's, every one is named; or a file has gone.
+    """
+    own = module.state_dict()
+    check_fit(weights, {name: tuple(tensor.shape) for name, tensor in own.items()}, what)
+    for name, tensor in own.items():
+        tensor.copy_(weights[name].load())
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -100,7 +107,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         BundleNotFoundError: there is no such folder, or it has no config.json.
-        BundleError: a JSON file is damaged or does not describe a model.
+        BundleError: a JSON file is damaged or does not describe a model, or a file of weights is damaged.
     """
     if not (folder / "config.json").is_file():
         raise BundleNotFoundError(f"{folder} is not a checkpoint: it has no config.json")
@@ -108,7 +115,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     files = {name: folder / f"{name}.safetensors" for name in NETWORKS}
     return Checkpoint(
         model=from_json(ModelConfig, read_json(folder / "config.json"), "config.json"),
-        weights={name: path for name, path in files.items() if path.is_file()},
+        weights={name: open_state_dict(path) for name, path in files.items() if path.is_file()},
         tokenizer=tokenizer if tokenizer.is_file() else None,
         defaults=read_json(folder / "defaults.json"),
         provenance=read_json(folder / "provenance.json"),

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from arlon_export.check import relative_error
-from arlon_export.checkpoint import Checkpoint, read_json
+from arlon_export.checkpoint import Checkpoint
 from arlon_export.export import export_bundle
 from arlon_export.parity import Array, Cases, Family, Result, field, read_cases
+from arlon_export.published_config import read_dit_config
+from arlon_export.state_dict import StateDict, open_state_dict
 from arlon_rt.backends.session import Session, open_session
-from arlon_rt.config import DiTConfig, ModelConfig, TextConfig, VAEConfig, VideoConfig, from_json
-from arlon_rt.errors import BundleError
+from arlon_rt.config import DiTConfig, ModelConfig, TextConfig, VAEConfig, VideoConfig
 from arlon_rt.tables import position_table, rotary_tables
 
 PIXELS_PER_LATENT, FRAMES_PER_CHUNK, LATENTS_PER_CHUNK = 8, 17, 5
-
-_FIXED = {"qk_norm": True, "pred_sigma": True, "in_channels": 4, "patch_size": [1, 2, 2]}
-"""Fields of a published config.json that this architecture does not vary."""
-_IRRELEVANT = frozenset({
-    "class_dropout_prob", "drop_path", "enable_flash_attn", "enable_layernorm_kernel", "enable_sequence_parallelism",
-    "only_train_temporal", "freeze_y_embedder", "skip_y_embedder", "input_size", "model_type", "architectures",
-    "torch_dtype", "transformers_version", "_name_or_path", "auto_map",
-})
-"""Fields of training or of loading, which change no output."""
 
 
 def dit_family(config_path: Path) -> Family:
@@ -37,7 +27,7 @@ def dit_family(config_path: Path) -> Family:
         weights, recorded = config_path.with_suffix(".safetensors"), config_path.with_name(f"{config_path.stem}_io.npz")
         cases = read_cases(recorded)
         shapes = [field(recorded, case, arrays, "x").shape for case, arrays in cases.items()]
-        checkpoint = dit_checkpoint(read_dit_config(config_path), {"dit": weights}, shapes)
+        checkpoint = dit_checkpoint(read_dit_config(config_path), {"dit": open_state_dict(weights)}, shapes)
         opened = export_bundle(checkpoint, bundle, precisions=[precision], only=["caption", "dit"])
         caption, dit = (open_session(opened, graph, precision=precision) for graph in ("caption", "dit"))
         try:
@@ -49,18 +39,7 @@ def dit_family(config_path: Path) -> Family:
     return Family(name=config_path.stem, compare=compare)
 
 
-def read_dit_config(path: Path) -> DiTConfig:
-    """The transformer's published config.json; a field that would change the architecture is an error."""
-    fields: dict[str, Any] = read_json(path)
-    for name, value in _FIXED.items():
-        if fields.get(name, value) != value:
-            raise BundleError(f"{path}: {name} is {fields[name]!r}; only {value!r} is supported")
-    known = {f.name for f in dataclasses.fields(DiTConfig)}
-    kept = {n: v for n, v in fields.items() if n in known or not (n in _FIXED or n in _IRRELEVANT)}
-    return from_json(DiTConfig, kept, str(path))
-
-
-def dit_checkpoint(config: DiTConfig, weights: dict[str, Path], shapes: list[tuple[int, ...]]) -> Checkpoint:
+def dit_checkpoint(config: DiTConfig, weights: dict[str, StateDict], shapes: list[tuple[int, ...]]) -> Checkpoint:
     """A checkpoint of the transformer alone, its axes wide enough for latents of these shapes.
 
     The text encoder's and autoencoder's configurations only state the sizes at the transformer's edges.

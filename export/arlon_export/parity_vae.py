@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from safetensors.numpy import load_file
 
 from arlon_export.check import relative_error
 from arlon_export.checkpoint import Checkpoint, read_json
 from arlon_export.export import export_bundle
 from arlon_export.parity import Array, Cases, Family, Result, field, read_cases
 from arlon_export.parity_dit import dit_checkpoint
+from arlon_export.state_dict import StateDict, open_state_dict
 from arlon_rt.backends.ort import import_runtime
 from arlon_rt.bundle import Bundle
 from arlon_rt.config import DiTConfig, VAEConfig, from_json
@@ -32,7 +32,7 @@ _FIXED = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True,
 def vae_family(folder: Path) -> Family:
     """``vae.safetensors``, ``vae_2d_config.json``, ``vae_temporal_config.json`` and ``vae_io.npz``."""
     def compare(bundle: Path, precision: str, tolerance: float) -> Iterator[Result]:
-        path, weights = folder / "vae_io.npz", folder / "vae.safetensors"
+        path, weights = folder / "vae_io.npz", open_state_dict(folder / "vae.safetensors")
         cases = read_cases(path)
         config = read_vae_config(folder, weights)
         opened = export_bundle(
@@ -52,7 +52,7 @@ def vae_family(folder: Path) -> Family:
     return Family(name="vae", compare=compare)
 
 
-def read_vae_config(folder: Path, weights: Path) -> VAEConfig:
+def read_vae_config(folder: Path, weights: StateDict) -> VAEConfig:
     """The two published configurations as one; scale and shift come from the weights."""
     spatial, temporal = (read_json(folder / f"vae_{part}_config.json") for part in ("2d", "temporal"))
     for name, value in _FIXED.items():
@@ -60,15 +60,11 @@ def read_vae_config(folder: Path, weights: Path) -> VAEConfig:
             raise BundleError(f"vae_2d_config.json: {name} is {spatial[name]!r}; only {value!r} is supported")
     fields: dict[str, Any] = {n: spatial[n] for n in _SPATIAL if n in spatial}
     fields |= {n: temporal[n] for n in _TEMPORAL if n in temporal}
-    try:
-        tensors = load_file(weights)
-    except OSError as error:
-        raise BundleError(f"{weights} cannot be read: {error}") from error
-    fields |= {n: [float(v) for v in tensors[n].reshape(-1)] for n in ("scale", "shift") if n in tensors}
+    fields |= {n: weights[n].load().flatten().tolist() for n in ("scale", "shift") if n in weights}
     return from_json(VAEConfig, fields, "vae_*_config.json")
 
 
-def _checkpoint(config: VAEConfig, weights: Path, cases: Cases) -> Checkpoint:
+def _checkpoint(config: VAEConfig, weights: StateDict, cases: Cases) -> Checkpoint:
     """A checkpoint of the autoencoder alone, its axes wide enough for these cases."""
     transformer = DiTConfig(hidden_size=4, depth=1, num_heads=1, caption_channels=4, model_max_length=1)
     whole = dit_checkpoint(transformer, {"vae": weights}, [c["z"].shape for c in cases.values()])

@@ -59,6 +59,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 def _trace(c: ModelConfig, spec: GraphSpec, network: nn.Module, half: bool) -> ir.Model:
     feed = random_feed(c, spec, trace_sizes(c, spec), half=half, seed=TRACE_SEED)
+    device = next(network.parameters()).device
     log = logging.getLogger("torch.onnx")
     level = log.level
     try:
@@ -70,7 +71,7 @@ def _trace(c: ModelConfig, spec: GraphSpec, network: nn.Module, half: bool) -> i
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             program = torch.onnx.export(
                 GraphModule(spec, network).eval(),
-                tuple(torch.from_numpy(feed[t.name]) for t in spec.inputs),
+                tuple(torch.from_numpy(feed[t.name]).to(device) for t in spec.inputs),
                 dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
                 dynamic_shapes=(_dynamic_shapes(spec),),
                 input_names=[t.name for t in spec.inputs],

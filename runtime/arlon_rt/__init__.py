@@ -28,12 +28,13 @@ if TYPE_CHECKING:
     from arlon_rt.events import Failed as Failed
     from arlon_rt.events import Finished as Finished
     from arlon_rt.events import Progress as Progress
+    from arlon_rt.events import PromptCut as PromptCut
     from arlon_rt.events import Started as Started
     from arlon_rt.options import GenerateOptions as GenerateOptions
-    from arlon_rt.options import Timeline as Timeline
     from arlon_rt.pipeline import Chunk as Chunk
     from arlon_rt.pipeline import Pipeline as Pipeline
     from arlon_rt.pipeline import Video as Video
+    from arlon_rt.timeline import Timeline as Timeline
     from arlon_rt.video import VideoWriter as VideoWriter
 
 _HOMES = {
@@ -42,9 +43,10 @@ _HOMES = {
         "ArlonError", "BackendError", "BundleError", "BundleNotFoundError", "Cancelled", "MissingExtraError",
         "OptionsError", "OutputError",
     ),
-    "events": ("ChunkReady", "Event", "Failed", "Finished", "Progress", "Started"),
-    "options": ("GenerateOptions", "Timeline"),
+    "events": ("ChunkReady", "Event", "Failed", "Finished", "Progress", "PromptCut", "Started"),
+    "options": ("GenerateOptions",),
     "pipeline": ("Chunk", "Pipeline", "Video"),
+    "timeline": ("Timeline",),
     "video": ("VideoWriter",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

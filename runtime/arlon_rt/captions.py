@@ -1,7 +1,7 @@
-"""Cleaning of prompts: what a user types becomes what Open-Sora's captions looked like in training (spec 5.5).
+"""What a user types becomes what Open-Sora's captions looked like in training: scored and cleaned (spec 5.5).
 
-The rules are facts of the published pipeline (they decide token ids) and are stated as tables: what is matched, and
-what takes its place. Only English survives: CJK ideographs are removed.
+The rules of cleaning are facts of the published pipeline (they decide token ids) and are stated as tables: what is
+matched, and what takes its place. Only English survives: CJK ideographs are removed.
 """
 
 from __future__ import annotations
@@ -71,6 +71,27 @@ _EDGES = _rules(
     (r"[\'_,\-:+]$", ""),
     (r"^\.\S+$", ""),
 )
+
+
+def with_scores(
+    prompt: str, suffix: str, *, aesthetic_score: float | None = None, motion_score: float | None = None,
+    camera_motion: str | None = None,
+) -> str:
+    """The prompt with `` aesthetic score: 6.5. motion score: 4.0. camera motion: pan right.`` at its end.
+
+    ``suffix`` stands in for an aesthetic score that is left out. What the prompt says itself is not said again.
+    """
+    endings = (
+        suffix if aesthetic_score is None else f" aesthetic score: {aesthetic_score:.1f}.",
+        "" if motion_score is None else f" motion score: {motion_score:.1f}.",
+        "" if camera_motion is None else f" camera motion: {camera_motion}.",
+    )
+    scored = prompt
+    for ending in endings:
+        subject, colon, _ = ending.strip().lower().partition(":")
+        if subject + colon not in prompt.lower():
+            scored += ending
+    return scored
 
 
 def clean_caption(caption: str) -> str:

@@ -9,13 +9,18 @@ from pathlib import Path
 
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.errors import OptionsError
-from arlon_rt.options import GenerateOptions, Timeline
+from arlon_rt.options import GenerateOptions
+from arlon_rt.resolutions import SIZES, size_of
+from arlon_rt.timeline import Timeline
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
     """PROMPT, --prompts and --prompt: three ways to say what the video shows."""
     group = parser.add_argument_group("prompt (one of these)")
-    group.add_argument("text", nargs="?", metavar="PROMPT", help="what the video shows, from start to end")
+    group.add_argument(
+        "text", nargs="?", metavar="PROMPT",
+        help="what the video shows, from start to end; '|0| first |6| then' changes it at segment 6, as in Open-Sora",
+    )
     group.add_argument(
         "--prompt", action="append", metavar="SECONDS:PROMPT", help="from this second on; repeat it, the first at 0"
     )
@@ -44,6 +49,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--num-frames", type=int, metavar="N", help="length of the video in frames; 1 is an image")
     group.add_argument("--height", type=int, metavar="PIXELS", help="rounded down to whole latents, 8 pixels as a rule")
     group.add_argument("--width", type=int, metavar="PIXELS", help="likewise")
+    group.add_argument(
+        "--resolution", metavar="NAME", help=f"one of Open-Sora's sizes, in place of both: {', '.join(SIZES)}"
+    )
+    group.add_argument(
+        "--aspect-ratio", metavar="W:H",
+        help="its shape, width first: 16:9 landscape (the default), 9:16 portrait, 1:1 square (all that 512 has)",
+    )
     group.add_argument("--fps", type=float, metavar="F", help="frames a second; the model is told, too")
     group.add_argument("--seed", type=int, metavar="N", help="the same seed makes the same video")
     group.add_argument(
@@ -61,6 +73,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=float, metavar="P", help="draw each token among the likeliest that make up P")
     group.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
     group.add_argument(
+        "--aesthetic-score", type=float, metavar="X",
+        help="0 to 10, told to the model after the prompt; for models trained with scores",
+    )
+    group.add_argument("--motion-score", type=float, metavar="X", help="likewise; higher asks for more motion")
+    group.add_argument("--camera-motion", metavar="TEXT", help="likewise, e.g. 'pan right'")
+    group.add_argument(
         "--no-injection", dest="inject", action="store_false", default=None, help="denoise without drafted tokens"
     )
 
@@ -68,7 +86,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def read_options(args: argparse.Namespace, bundle: Bundle) -> GenerateOptions:
     """The options that the arguments of `add_options` say, checked against ``bundle``."""
     names = [field.name for field in dataclasses.fields(GenerateOptions)]
-    options = GenerateOptions(**{name: getattr(args, name) for name in names})
+    asked = {name: getattr(args, name) for name in names}
+    asked["height"], asked["width"] = _size(args)
+    options = GenerateOptions(**asked)
     resolved = options.resolved(bundle)
     if args.seconds is None:
         return options
@@ -77,6 +97,17 @@ def read_options(args: argparse.Namespace, bundle: Bundle) -> GenerateOptions:
     options = dataclasses.replace(options, num_frames=max(1, round(args.seconds * resolved.fps)))
     options.resolved(bundle)
     return options
+
+
+def _size(args: argparse.Namespace) -> tuple[int | None, int | None]:
+    """(height, width) as --height and --width say, or --resolution."""
+    if args.resolution is None:
+        if args.aspect_ratio is not None:
+            raise OptionsError(f"aspect_ratio is {args.aspect_ratio!r:.80} of no resolution; add --resolution")
+        return args.height, args.width
+    if args.height is not None or args.width is not None:
+        raise OptionsError("the size is given twice; give --resolution, or --height and --width")
+    return size_of(args.resolution, args.aspect_ratio)
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

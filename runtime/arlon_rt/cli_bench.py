@@ -13,8 +13,9 @@ from arlon_rt.cli_progress import WORDS, StageClock, print_json
 from arlon_rt.errors import OptionsError
 
 if TYPE_CHECKING:
-    from arlon_rt.options import GenerateOptions, Timeline
+    from arlon_rt.options import GenerateOptions
     from arlon_rt.pipeline import Pipeline
+    from arlon_rt.timeline import Timeline
 
 PROMPT = "a red circle moves right on a black background"
 """Timed where no other prompt is given; a model's speed does not depend on it."""

@@ -99,6 +99,9 @@ def print_summary(summary: Summary) -> None:
     print(f"  by default {defaults.num_frames} frames of {defaults.width}×{defaults.height} at {defaults.fps:g} fps, "
           f"{defaults.num_inference_steps} steps, guidance {defaults.guidance_scale:g}; "
           f"at most {summary.largest_width}×{summary.largest_height}")
+    suffix = summary.prompt_suffix.strip()
+    scores = f'"{suffix}" appended, other scores if asked for' if suffix else "trained without scores"
+    print(f"  prompts of at most {summary.max_prompt_tokens} tokens; {scores}")
     print(f"\n{'network':<10}{'graph':<14}{'parameters':>12}{'on disk':>10}{'FLOPs a run':>13}  precisions")
     for network in summary.networks:
         print_network(network)

@@ -18,7 +18,9 @@ from arlon_rt.cli_arguments import add_backend, add_options, add_prompts, open_b
 from arlon_rt.cli_progress import Display, choose, print_json
 from arlon_rt.errors import ArlonError, Cancelled
 from arlon_rt.events import Event, Progress
-from arlon_rt.options import GenerateOptions, Timeline
+from arlon_rt.options import GenerateOptions
+from arlon_rt.segments import plan
+from arlon_rt.timeline import Timeline
 
 if TYPE_CHECKING:
     from arlon_rt.pipeline import Pipeline
@@ -109,13 +111,13 @@ class Recording:
 
     def __init__(self, path: Path, timeline: Timeline, options: GenerateOptions, bundle: Bundle) -> None:
         self.path = path
-        self.timeline = timeline
         self.options = options
         self.bundle = bundle
         self.precision: str | None = None
         self.num_frames = 0
         self.stopped = False
         self.resolved = options.resolved(bundle)
+        self.timeline = timeline.in_seconds(plan(self.resolved.num_frames, bundle.model), self.resolved.fps)
         self._began = self._loaded = self._ended = time.perf_counter()
 
     def record(self, pipeline: Pipeline, on_event: Callable[[Event], None]) -> None:

@@ -6,11 +6,12 @@ import dataclasses
 import json
 import re
 import sys
+import textwrap
 import time
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from arlon_rt.events import Event, Progress, Started
+from arlon_rt.events import Event, Progress, PromptCut, Started
 
 WORDS = {
     "text": "reading the prompt", "ar": "drafting tokens", "vq": "decoding the draft", "dit": "denoising",
@@ -82,6 +83,8 @@ class Lines(Quiet):
         if isinstance(event, Started):
             self._segments = event.segments
             self._print(describe_start(event))
+        elif isinstance(event, PromptCut):
+            self._print(describe_cut(event))
         elif isinstance(event, Progress):
             place = f"segment {event.segment + 1}/{self._segments}: "
             if event.stage == "vae" and event.done == event.total:
@@ -123,6 +126,8 @@ class Terminal:
         if isinstance(event, Started):
             self._segments = event.segments
             self._bars.update(self._frames, total=event.num_frames)
+        elif isinstance(event, PromptCut):
+            self._bars.console.print(describe_cut(event), markup=False, highlight=False, soft_wrap=True)
         elif isinstance(event, Progress) and event.stage == "video":
             self._bars.update(self._frames, completed=event.done)
         elif isinstance(event, Progress):
@@ -137,6 +142,13 @@ def describe_start(event: Started) -> str:
     """One line on what will be made."""
     seconds = event.num_frames / event.fps
     return f"{event.num_frames} frames of {event.width}×{event.height}, {seconds:.1f} s at {event.fps:g} fps"
+
+
+def describe_cut(event: PromptCut) -> str:
+    """One line on what the model will not read."""
+    prompt, lost = (textwrap.shorten(text, 60, placeholder=" …") for text in (event.prompt, event.lost_text))
+    return (f"prompt '{prompt}' is too long: of its {event.max_tokens + event.lost_tokens} tokens the model reads "
+            f"{event.max_tokens}; left out is '{lost}'")
 
 
 def print_json(kind: str, fields: dict[str, Any]) -> None:

@@ -34,7 +34,8 @@ class TextConfig:
     clean_caption: bool = True
     """Lower-case and clean prompts twice, as Open-Sora v1.2 does (spec 5.5)."""
     prompt_suffix: str = ""
-    """Appended to each prompt, e.g. Open-Sora's ``" aesthetic score: 6.5."``."""
+    """Appended to each prompt that names no such score itself: Open-Sora's ``" aesthetic score: 6.5."``.
+    Empty: the model was trained without scores."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,18 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptCut:
+    """A prompt is longer than the model reads, and its end is left out; reported once, before the first segment."""
+
+    prompt: str
+    """With what is appended to it, and so with what is lost."""
+    max_tokens: int
+    """The most tokens the model reads, the closing one included."""
+    lost_tokens: int
+    lost_text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """``done`` of ``total`` units of one segment's stage: prompts, tokens, decodes, steps, chunks, frames written."""
 
@@ -55,4 +67,4 @@ class Failed:
     error: str
 
 
-Event = Started | Progress | ChunkReady | Finished | Failed
+Event = Started | PromptCut | Progress | ChunkReady | Finished | Failed

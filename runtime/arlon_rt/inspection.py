@@ -54,6 +54,9 @@ class Summary:
     largest_height: int
     """Pixels."""
     largest_width: int
+    max_prompt_tokens: int
+    prompt_suffix: str
+    """Appended to each prompt; empty: the model was trained without scores."""
     defaults: ResolvedOptions
     """A request that asks for nothing."""
     provenance: Mapping[str, Any]
@@ -69,6 +72,7 @@ def describe(bundle: Bundle) -> Summary:
         networks=tuple(_network(bundle, name) for name in networks),
         files=len(manifest.files), bytes_on_disk=sum(entry.size for entry in manifest.files.values()),
         largest_height=video.max_height or video.height, largest_width=video.max_width or video.width,
+        max_prompt_tokens=bundle.model.text.max_length, prompt_suffix=bundle.model.text.prompt_suffix,
         defaults=GenerateOptions().resolved(bundle), provenance=manifest.provenance,
     )
 

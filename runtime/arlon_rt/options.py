@@ -1,16 +1,12 @@
-"""What a user may ask for: the options of a generation and the timeline of its prompts, checked at the door."""
+"""What a user may ask for: the options of a generation, checked at the door."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 import math
 import operator
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from arlon_rt.config import ModelConfig
@@ -22,6 +18,7 @@ MAX_FRAMES = 10_000_000
 DEFAULTS: Mapping[str, Any] = {
     "num_inference_steps": 10, "guidance_scale": 7.0, "ar_guidance_scale": 1.0,
     "temperature": 1.0, "top_k": 100, "top_p": 0.95, "seed": 0, "negative_prompt": None,
+    "aesthetic_score": None, "motion_score": None, "camera_motion": None,
 }
 """Used for what neither the request nor the bundle's manifest says (spec 9)."""
 
@@ -62,6 +59,12 @@ class GenerateOptions:
     seed: int | None = None
     negative_prompt: str | None = None
     """What guidance steers away from; blank: the learned null caption (diffusion) and the empty prompt (tokens)."""
+    aesthetic_score: float | None = None
+    """0 to 10, told to the model after each prompt that names none itself; left out: the bundle's, 6.5 in Open-Sora."""
+    motion_score: float | None = None
+    """Likewise, how much moves; left out: nothing is said."""
+    camera_motion: str | None = None
+    """Likewise, how the camera moves, e.g. ``"pan right"``."""
     inject: bool | None = None
     """Whether tokens guide the diffusion transformer; ``False`` runs it alone, on a bundle with injection too."""
 
@@ -102,6 +105,10 @@ class ResolvedOptions:
     top_p: float
     seed: int
     negative_prompt: str | None
+    aesthetic_score: float | None
+    """``None``: what `TextConfig.prompt_suffix` says."""
+    motion_score: float | None
+    camera_motion: str | None
     inject: bool
 
 
@@ -109,9 +116,7 @@ def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
     smallest = 2 * model.vae.space_stride
     max_height = model.video.max_height or model.video.height
     max_width = model.video.max_width or model.video.width
-    negative = values["negative_prompt"]
-    if negative is not None and not isinstance(negative, str):
-        raise OptionsError(f"negative_prompt is {negative!r:.80}; text is expected")
+    _check_scores(values, model)
     if not isinstance(values["inject"], bool):
         raise OptionsError(f"inject is {values['inject']!r:.80}; True or False is expected")
     if values["inject"] and model.injection is None:
@@ -128,9 +133,32 @@ def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
         top_k=_top_k(values, model),
         top_p=_number("top_p", values, 1e-6, 1, "1 is off"),
         seed=_integer("seed", values, 0, 2**63 - 1),
-        negative_prompt=negative if negative and negative.strip() else None,
+        negative_prompt=_text("negative_prompt", values),
+        aesthetic_score=_score("aesthetic_score", values, 10, "6.5 is usual"),
+        motion_score=_score("motion_score", values, 100, "higher is more"),
+        camera_motion=_text("camera_motion", values),
         inject=values["inject"],
     )
+
+
+def _check_scores(values: Mapping[str, Any], model: ModelConfig) -> None:
+    for name in ("aesthetic_score", "motion_score", "camera_motion"):
+        if values[name] is not None and not model.text.prompt_suffix:
+            raise OptionsError(
+                f"{name} is {values[name]!r:.80}, but this bundle's model was trained without scores; leave {name} out"
+            )
+
+
+def _score(name: str, values: Mapping[str, Any], high: float, hint: str) -> float | None:
+    return None if values[name] is None else _number(name, values, 0, high, hint)
+
+
+def _text(name: str, values: Mapping[str, Any]) -> str | None:
+    """``None`` where it is blank."""
+    value = values[name]
+    if value is not None and not isinstance(value, str):
+        raise OptionsError(f"{name} is {value!r:.80}; text is expected")
+    return value if value and value.strip() else None
 
 
 def _top_k(values: Mapping[str, Any], model: ModelConfig) -> int:
@@ -164,68 +192,3 @@ def _number(name: str, values: Mapping[str, Any], low: float, high: float, hint:
 def _range(low: float, high: float | None, hint: str) -> str:
     bounds = f"{low:g} or more" if high is None else f"{low} to {high}"
     return f"{bounds} ({hint})" if hint else bounds
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """Which prompt holds when: ``entries`` are (seconds, prompt), the first at 0, times rising."""
-
-    entries: tuple[tuple[float, str], ...]
-
-    def __post_init__(self) -> None:
-        if not self.entries:
-            raise OptionsError("prompts is empty; give at least one prompt")
-        for seconds, prompt in self.entries:
-            if not re.search(r"[^\W_]", prompt):
-                raise OptionsError(f"prompt is {prompt!r:.80}; it must contain at least one word")
-            if not math.isfinite(seconds):
-                raise OptionsError(f"a prompt starts at {seconds} seconds; a finite time is expected")
-        times = [seconds for seconds, _ in self.entries]
-        if times[0] != 0:
-            raise OptionsError(f"the first prompt starts at {times[0]:g} seconds; it must start at 0")
-        if any(b <= a for a, b in itertools.pairwise(times)):
-            raise OptionsError(f"prompts start at {', '.join(f'{t:g}' for t in times)} seconds; times must rise")
-
-    @staticmethod
-    def of(prompts: str | Iterable[tuple[float, str]] | Timeline) -> Timeline:
-        """From one prompt, or from (seconds, prompt) pairs."""
-        if isinstance(prompts, Timeline):
-            return prompts
-        pairs = [(0.0, prompts)] if isinstance(prompts, str) else list(prompts)
-        return Timeline(tuple(_entry(pair) for pair in pairs))
-
-    @staticmethod
-    def parse(lines: Sequence[str]) -> Timeline:
-        """From command-line arguments: ``SECONDS:PROMPT`` each, or one plain prompt."""
-        split = [re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*:(.*)", line, re.DOTALL) for line in lines]
-        if len(lines) == 1 and split[0] is None:
-            return Timeline.of(lines[0])
-        for line, found in zip(lines, split, strict=True):
-            if found is None:
-                raise OptionsError(f"prompt is {line!r:.80}; with several prompts each is SECONDS:PROMPT, as in '4:…'")
-        return Timeline(tuple((float(m[1]), m[2].strip()) for m in split if m))
-
-    @staticmethod
-    def from_json(path: str | Path) -> Timeline:
-        """From a JSON file: ``[{"seconds": 0, "prompt": "…"}, …]`` or ``[[0, "…"], …]``."""
-        try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise OptionsError(f"prompts file {path} cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise OptionsError(f"prompts file {path} is not JSON: {error}") from error
-        if not isinstance(value, list):
-            raise OptionsError(f'prompts file {path} must hold a list, as in [{{"seconds": 0, "prompt": "…"}}]')
-        pairs = [(i.get("seconds"), i.get("prompt")) if isinstance(i, dict) else i for i in value]
-        return Timeline(tuple(_entry(pair) for pair in pairs))
-
-    def at(self, seconds: float) -> str:
-        """The prompt that holds at a time of the video."""
-        return [prompt for start, prompt in self.entries if start <= seconds][-1]
-
-
-def _entry(pair: Any) -> tuple[float, str]:
-    match pair:
-        case (int() | float() as seconds, str() as prompt) if not isinstance(seconds, bool):
-            return float(seconds), prompt
-    raise OptionsError(f"prompts holds {pair!r:.80}; (seconds, prompt) is expected")

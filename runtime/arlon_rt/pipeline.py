@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from arlon_rt import flow, noise
 from arlon_rt.ar import GivenTokens, OnToken, Sampling, TokenSource
 from arlon_rt.bundle import Bundle, demo_bundle_path
+from arlon_rt.captions import with_scores
 from arlon_rt.dit import View
 from arlon_rt.errors import ArlonError, Cancelled, OptionsError
 from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Stage, Started
-from arlon_rt.options import GenerateOptions, ResolvedOptions, Timeline
+from arlon_rt.options import GenerateOptions, ResolvedOptions
 from arlon_rt.prompts import Text
 from arlon_rt.segments import Segment, plan
 from arlon_rt.stages import Stages
+from arlon_rt.timeline import Timeline
 
 Prompts = str | Timeline | Iterable[tuple[float, str]]
 OnEvent = Callable[[Event], object]
@@ -184,16 +186,22 @@ class Pipeline:
     ) -> tuple[Timeline, ResolvedOptions, list[Segment]]:
         """The request, checked as far as prompts and options go."""
         prompts, resolved = Timeline.of(prompt), options.resolved(self.bundle)
-        for wanted in (*(p for _, p in prompts.entries), resolved.negative_prompt):
-            if wanted is not None:
-                self._stages.text_encoder.caption(wanted)
+        for wanted in _texts(prompts, resolved):
+            self._stages.text_encoder.caption(wanted)
         segments = plan(resolved.num_frames, self.bundle.model)
-        _check_all_shown(prompts, segments, resolved.fps)
-        return prompts, resolved, segments
+        return self._scored(prompts.in_seconds(segments, resolved.fps), resolved), resolved, segments
+
+    def _scored(self, prompts: Timeline, options: ResolvedOptions) -> Timeline:
+        """Each prompt with the scores asked for."""
+        suffix = self.bundle.model.text.prompt_suffix
+        return Timeline(tuple((seconds, with_scores(
+            prompt, suffix, aesthetic_score=options.aesthetic_score, motion_score=options.motion_score,
+            camera_motion=options.camera_motion,
+        )) for seconds, prompt in prompts.entries))
 
     def _negative(self, options: ResolvedOptions) -> Text | None:
         unwanted = options.negative_prompt
-        return self._stages.text_encoder.encode(unwanted, suffix=False) if unwanted else None
+        return self._stages.text_encoder.encode(unwanted) if unwanted else None
 
     def _code_size(self, view: View) -> tuple[int, int]:
         assert self._stages.vq_decoder
@@ -289,6 +297,9 @@ class Pipeline:
                 height=unit * view.latent_height, width=unit * view.latent_width,
             ))
             try:
+                for wanted in _texts(prompts, options):
+                    if cut := self._stages.text_encoder.cut(wanted):
+                        report(cut)
                 for chunk in self._generate(segments, prompts, options, view, tokens, report):
                     report(ChunkReady(segment=chunk.segment, index=chunk.index, num_frames=len(chunk.frames)))
                     yield chunk
@@ -324,17 +335,10 @@ class _Reporter:
         return lambda done, total: self(stage, done, total)
 
 
-def _check_all_shown(prompts: Timeline, segments: list[Segment], fps: float) -> None:
-    """Every prompt holds at some segment's middle; one that would silently never be seen is an error."""
-    shown = {prompts.at(segment.middle(fps)) for segment in segments}
-    starts = ", ".join(f"{segment.frames.start / fps:.2f}" for segment in segments[:8])
-    for seconds, prompt in prompts.entries:
-        if prompt not in shown:
-            raise OptionsError(
-                f"prompt {prompt!r:.60} at {seconds:g} seconds would never be shown; a prompt holds for whole "
-                f"segments, which begin at {starts}{', …' if len(segments) > 8 else ''} seconds: "
-                f"move it or make the video longer"
-            )
+def _texts(prompts: Timeline, options: ResolvedOptions) -> list[str]:
+    """Each prompt of a request once, the negative one included."""
+    wanted = [*(prompt for _, prompt in prompts.entries), options.negative_prompt]
+    return list(dict.fromkeys(text for text in wanted if text))
 
 
 def _renoise(segment: Segment, shape: tuple[int, ...], seed: int) -> Callable[[int], NDArray[np.float32]]:

@@ -12,6 +12,7 @@ from arlon_rt.backends.session import Session
 from arlon_rt.captions import clean_caption
 from arlon_rt.config import TextConfig
 from arlon_rt.errors import BundleError, OptionsError
+from arlon_rt.events import PromptCut
 from arlon_rt.prompts import Text
 
 PAD, EOS, UNKNOWN = 0, 1, 2
@@ -44,10 +45,18 @@ class Tokenizer:
 
     def encode(self, text: str, max_length: int) -> list[int]:
         """Token ids, ``</s>`` at the end; text that is too long loses its last words."""
+        return [*self._tokens(text)[: max_length - 1], EOS]
+
+    def lost(self, text: str, max_length: int) -> tuple[int, str]:
+        """How many tokens of a text `encode` leaves out, and the words they make."""
+        ids = self._tokens(text)[max_length - 1 :]
+        return len(ids), self._pieces.decode(ids)
+
+    def _tokens(self, text: str) -> list[int]:
         ids: list[int] = []
         for part in self._special.split(text):
             ids += [self._ids[part]] if part in self._ids else self._pieces.encode(part)
-        return [*ids[: max_length - 1], EOS]
+        return ids
 
 
 class TextEncoder:
@@ -57,17 +66,21 @@ class TextEncoder:
         self._session, self._tokenizer, self._config = session, tokenizer, config
         self._recent: OrderedDict[str, Text] = OrderedDict()
 
-    def encode(self, prompt: str, *, suffix: bool = True) -> Text:
-        """Encode a prompt; ``suffix`` appends `TextConfig.prompt_suffix` unless the prompt holds it already.
+    def encode(self, prompt: str) -> Text:
+        """Encode a prompt.
 
         Raises:
             OptionsError: cleaning leaves no word of the prompt.
         """
-        caption = self.caption(prompt)
-        ending = self._config.prompt_suffix
-        if suffix and ending.strip().lower() not in prompt.lower():
-            caption = self.caption(prompt + ending)
-        return self._encoded(caption)
+        return self._encoded(self.caption(prompt))
+
+    def cut(self, prompt: str) -> PromptCut | None:
+        """What `encode` leaves out of a prompt that is too long; ``None`` where it fits."""
+        max_length = self._config.max_length
+        lost_tokens, lost_text = self._tokenizer.lost(self.caption(prompt), max_length)
+        if not lost_tokens:
+            return None
+        return PromptCut(prompt=prompt, max_tokens=max_length, lost_tokens=lost_tokens, lost_text=lost_text)
 
     def caption(self, prompt: str) -> str:
         """The prompt as the encoder was trained on it: cleaned twice where the configuration says so.

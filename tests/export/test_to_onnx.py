@@ -16,6 +16,7 @@ from arlon_export.checkpoint import Checkpoint, read_checkpoint, write_weights
 from arlon_export.errors import ExportError
 from arlon_export.export import GraphDone, export_bundle
 from arlon_export.modules.ar import TokenModel
+from arlon_export.state_dict import open_state_dict
 from arlon_rt.backends.session import open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError, OutputError
@@ -246,7 +247,7 @@ def test_an_output_that_is_all_zero_is_reported_as_not_compared(exported: Export
         state[f"injection.modulations.0.{name}"].zero_()
     write_weights(tmp_path, "dit", state)
     reports: list[GraphDone] = []
-    untrained = dataclasses.replace(exported.checkpoint, weights={"dit": tmp_path / "dit.safetensors"})
+    untrained = dataclasses.replace(exported.checkpoint, weights={"dit": open_state_dict(tmp_path / "dit.safetensors")})
     export_bundle(untrained, tmp_path / "bundle", precisions=["fp32"], only=["semantic"], on_graph=reports.append)
     assert reports[0].agreement.unproven == ("features",)
     assert str(reports[0].agreement) == "features NOT COMPARED (all zero)"
@@ -268,19 +269,19 @@ def test_every_fault_of_a_state_dict_is_named_at_once(exported: Exported, tmp_pa
     state["decoder.conv_out.bias"] = torch.zeros(7)
     state["surplus"] = state.pop("decoder.conv_in.bias")
     write_weights(tmp_path, "vq", state)
-    damaged = dataclasses.replace(exported.checkpoint, weights={"vq": tmp_path / "vq.safetensors"})
+    damaged = dataclasses.replace(exported.checkpoint, weights={"vq": open_state_dict(tmp_path / "vq.safetensors")})
     with pytest.raises(BundleError) as caught:
         damaged.module("vq")
     message = str(caught.value)
-    assert "missing decoder.conv_in.bias (8,)" in message
-    assert "unknown surplus (8,)" in message
+    assert "1 missing:\n  decoder.conv_in.bias (8,)" in message
+    assert "1 unknown:\n  surplus (8,)" in message
     assert "decoder.conv_out.bias is (7,), expected (4,)" in message
 
 
 def test_a_fault_leaves_nothing_behind(exported: Exported, tmp_path: Path) -> None:
-    (tmp_path / "vq.safetensors").write_bytes(b"not safetensors")
-    damaged = dataclasses.replace(exported.checkpoint, weights={"vq": tmp_path / "vq.safetensors"})
-    with pytest.raises(BundleError, match="cannot be read as safetensors"):
+    write_weights(tmp_path, "vq", {"surplus": torch.zeros(1)})
+    damaged = dataclasses.replace(exported.checkpoint, weights={"vq": open_state_dict(tmp_path / "vq.safetensors")})
+    with pytest.raises(BundleError, match="surplus"):
         export_bundle(damaged, tmp_path / "out" / "bundle", only=["vq_decoder"])
     assert list((tmp_path / "out").iterdir()) == []
 

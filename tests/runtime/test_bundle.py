@@ -240,7 +240,7 @@ def test_a_newer_format_asks_for_a_newer_arlon_rt(pristine: Path) -> None:
     (("model", "ar"), None, "come together"),
     (("model", "dit", "num_heads"), 3, "no multiple of num_heads"),
     (("model", "dit", "caption_channels"), 8, "caption_channels is 8, text.d_model 16"),
-    (("model", "ar", "max_length"), 20, "longest prompt and largest window need 36"),
+    (("model", "ar", "max_length"), 20, "longest prompt and largest window need 84"),
     (("model", "ar", "max_top_k"), 32, "max_top_k is 32; at most 16"),
     (("model", "vq", "stride"), [3, 2, 2], "powers of two"),
     (("model", "injection", "layers"), [5], "names 5"),

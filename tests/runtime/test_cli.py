@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pty
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 
 from arlon_rt.cli import main
+from arlon_rt.config import VideoConfig
 from arlon_rt.doctor import examine
 from arlon_rt.video import part_of, read_video
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import baseline_model, write_tiny_bundle
 
 ONE_THREAD = ["--threads", "1"]   # more only wait for each other on graphs this small
 PROMPT = "a red circle moves right on a black background"
@@ -27,6 +29,18 @@ PROMPT = "a red circle moves right on a black background"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle like the published ones: no token model, prompts with scores, frames of several sizes."""
+    model = baseline_model()
+    model = dataclasses.replace(
+        model, video=VideoConfig(height=32, width=32, max_height=256, max_width=256),
+        text=dataclasses.replace(model.text, prompt_suffix=" aesthetic score: 6.5.", max_length=150),
+        dit=dataclasses.replace(model.dit, model_max_length=150),
+    )
+    return write_tiny_bundle(tmp_path_factory.mktemp("scored"), model=model, precisions=["fp32"])
 
 
 @pytest.fixture
@@ -96,6 +110,48 @@ def test_prompts_may_change_with_time_from_arguments_or_a_file(bundle: Path, tmp
     assert (by_name["file"] == by_name["arguments"]).all()
     assert (by_name["file"][:60] == by_name["one"][:60]).mean() > 0.9
     assert (by_name["file"] != by_name["one"]).any()
+
+
+def test_prompts_may_change_by_segment_as_open_sora_writes_it(bundle: Path, tmp_path: Path) -> None:
+    output, length = tmp_path / "out.mp4", ["--num-frames", "119", "--quiet"]
+    assert generate(bundle, output, *length, prompt="|0| a red circle |1| a blue square") == 0
+    comment = json.loads(read_video(output).metadata["comment"])
+    assert comment["prompts"] == [
+        {"seconds": 0.0, "prompt": "a red circle"}, {"seconds": 68 / 24, "prompt": "a blue square"}
+    ]
+
+
+@pytest.mark.parametrize(("shape", "size"), [
+    ([], (144, 256)), (["--aspect-ratio", "16:9"], (144, 256)), (["--aspect-ratio", "9:16"], (256, 144))
+])
+def test_a_resolution_may_have_a_name(scored: Path, tmp_path: Path, shape: list[str], size: tuple[int, int]) -> None:
+    request = ["--num-frames", "1", "--quiet", "--resolution", "144p", *shape]
+    assert generate(scored, tmp_path / "out.mp4", *request) == 0
+    assert read_video(tmp_path / "out.mp4").frames.shape == (1, *size, 3)
+
+
+def test_the_file_says_which_scores_were_asked_for(scored: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    assert generate(scored, output, "--quiet", "--motion-score", "20", "--camera-motion", "pan left") == 0
+    options = json.loads(read_video(output).metadata["comment"])["options"]
+    asked = [options[name] for name in ("aesthetic_score", "motion_score", "camera_motion")]
+    assert asked == [None, 20, "pan left"]
+
+
+def test_inspect_says_which_scores_a_model_knows(
+    bundle: Path, scored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(bundle)]) == main(["inspect", str(scored)]) == 0
+    out = capsys.readouterr().out
+    assert "at most 60 tokens; trained without scores" in out
+    assert 'at most 150 tokens; "aesthetic score: 6.5." appended' in out
+    assert "Open-Sora v1.2 (no token model)" in out
+
+
+def test_a_prompt_that_is_too_long_is_said(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(bundle, tmp_path / "out.mp4", "--num-frames", "119", prompt=40 * "a ") == 0
+    said = "a …' is too long: of its 81 tokens the model reads 60; left out is 'a a"
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_a_terminal_gets_bars_and_ends_with_the_result(bundle: Path, tmp_path: Path) -> None:
@@ -189,6 +245,15 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> None:
         (["--top-p", "1.5"], PROMPT, ["top_p is 1.5"]),
         (["--threads", "0"], PROMPT, ["threads is 0"]),
         (["--fast"], PROMPT, ["--fast"]),
+        ([], "|1| a red circle", ["starts at segment 1"]),
+        ([], "|0| a red circle |1| a blue square", ["at segment 1 would never be shown"]),
+        (["--prompt", "0:a red circle", "--prompt", "5:a blue square"], None, ["at 5 seconds would never be shown"]),
+        (["--resolution", "4k"], PROMPT, ["resolution is '4k'", "144p, 240p"]),
+        (["--resolution", "480p"], PROMPT, ["height is 480; it must be 16 to 32"]),
+        (["--resolution", "480p", "--aspect-ratio", "2:1"], PROMPT, ["aspect_ratio is '2:1'"]),
+        (["--resolution", "480p", "--width", "32"], PROMPT, ["size is given twice"]),
+        (["--aspect-ratio", "1:1"], PROMPT, ["aspect_ratio is '1:1'", "--resolution"]),
+        (["--motion-score", "4"], PROMPT, ["motion_score is 4.0", "without scores"]),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_leaves_nothing(

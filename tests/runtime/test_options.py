@@ -1,13 +1,11 @@
-"""Options and timelines are checked at the door, and errors say what to change."""
+"""Options are checked at the door, and errors say what to change."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,10 @@ import pytest
 
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import OptionsError
-from arlon_rt.options import GenerateOptions, Timeline
+from arlon_rt.options import GenerateOptions
 from tiny_bundle import TINY, baseline_model
+
+SCORED = dataclasses.replace(TINY, text=dataclasses.replace(TINY.text, prompt_suffix=" aesthetic score: 6.5."))
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,14 @@ def test_a_null_in_the_bundle_s_defaults_says_nothing() -> None:
         ("fps", 0), ("fps", math.nan), ("fps", "fast"), ("num_inference_steps", 0), ("num_inference_steps", 10**6),
         ("guidance_scale", -1), ("guidance_scale", math.inf), ("ar_guidance_scale", math.nan), ("temperature", -0.1),
         ("top_k", -1), ("top_k", 9), ("top_p", 0), ("top_p", 1.5), ("seed", -1), ("seed", 2**63), ("inject", 1),
-        ("negative_prompt", 5),
+        ("negative_prompt", 5), ("aesthetic_score", 10.1), ("motion_score", -1), ("motion_score", "4"),
+        ("camera_motion", 5),
     ],
 )
 def test_an_option_that_cannot_be_used_is_named_with_its_value(name: str, value: object) -> None:
     options = dataclasses.replace(GenerateOptions(), **{name: value})
     with pytest.raises(OptionsError, match=f"{name} is {str(value)[:6]}|{name} is '"):
-        options.resolved(Described())
+        options.resolved(Described(model=SCORED))
 
 
 @pytest.mark.parametrize(
@@ -85,55 +86,15 @@ def test_a_baseline_bundle_injects_nothing_and_refuses_to() -> None:
         GenerateOptions(inject=True).resolved(baseline)
 
 
-def test_a_timeline_answers_with_the_latest_prompt_that_has_begun() -> None:
-    timeline = Timeline.of([(0, "a red circle"), (4, "a blue square")])
-    assert [timeline.at(t) for t in (0, 3.9, 4, 100)] == ["a red circle"] * 2 + ["a blue square"] * 2
+def test_scores_are_left_to_the_bundle_unless_asked_for() -> None:
+    usual = GenerateOptions().resolved(Described(model=SCORED))
+    assert (usual.aesthetic_score, usual.motion_score, usual.camera_motion) == (None, None, None)
+    asked = GenerateOptions(aesthetic_score=7, motion_score=4, camera_motion="pan right")
+    resolved = asked.resolved(Described(model=SCORED))
+    assert (resolved.aesthetic_score, resolved.motion_score, resolved.camera_motion) == (7, 4, "pan right")
 
 
-def test_a_timeline_is_read_from_a_prompt_from_arguments_and_from_json(tmp_path: Path) -> None:
-    pairs = [(0.0, "a red circle"), (4.5, "a blue square: still")]
-    objects, lists = tmp_path / "objects.json", tmp_path / "lists.json"
-    objects.write_text(json.dumps([{"seconds": s, "prompt": p} for s, p in pairs]))
-    lists.write_text(json.dumps(pairs))
-    wanted = Timeline.of(pairs)
-    assert Timeline.parse(["0:a red circle", "4.5: a blue square: still"]) == wanted
-    assert Timeline.from_json(objects) == wanted
-    assert Timeline.from_json(lists) == wanted
-    assert Timeline.parse(["a red circle"]) == Timeline.of("a red circle")
-    assert Timeline.of(wanted) is wanted
-
-
-@pytest.mark.parametrize("prompt", ["", "   ", "...", "_", "\n"])
-def test_a_prompt_without_a_word_is_refused(prompt: str) -> None:
-    with pytest.raises(OptionsError, match="at least one word"):
-        Timeline.of(prompt)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "problem"),
-    [
-        ([], "empty"), ([(1, "a")], "must start at 0"), ([(0, "a"), (0, "b")], "must rise"),
-        ([(0, "a"), (math.nan, "b")], "finite"), ([("0", "a")], "seconds, prompt"), ([(0, "a", 1)], "seconds, prompt"),
-    ],
-)
-def test_a_timeline_that_makes_no_sense_is_refused(pairs: Any, problem: str) -> None:
-    with pytest.raises(OptionsError, match=problem):
-        Timeline.of(pairs)
-
-
-def test_several_arguments_must_each_say_when() -> None:
-    with pytest.raises(OptionsError, match="SECONDS:PROMPT"):
-        Timeline.parse(["0:a red circle", "a blue square"])
-
-
-@pytest.mark.parametrize("content", ["{", '"a"', '[{"prompt": "a"}]', "[[0]]", "[]"])
-def test_a_prompts_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "story.json"
-    path.write_text(content)
-    with pytest.raises(OptionsError, match="prompts"):
-        Timeline.from_json(path)
-
-
-def test_a_prompts_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OptionsError, match=r"story\.json cannot be read"):
-        Timeline.from_json(tmp_path / "story.json")
+@pytest.mark.parametrize(("name", "value"), [("aesthetic_score", 7), ("motion_score", 4), ("camera_motion", "left")])
+def test_a_model_trained_without_scores_refuses_them(name: str, value: Any) -> None:
+    with pytest.raises(OptionsError, match=f"{name} is '?{value}.*trained without scores; leave {name} out"):
+        dataclasses.replace(GenerateOptions(), **{name: value}).resolved(Described())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -17,11 +18,13 @@ from arlon_rt import Cancelled, GenerateOptions, OptionsError, Pipeline
 from arlon_rt.backends.session import open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import ArlonError, BackendError
-from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Started
+from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, PromptCut, Started
 from arlon_rt.graphs import graph_specs
 from arlon_rt.stages import Stages
+from arlon_rt.text import Tokenizer
 from arlon_rt.vae import decoder_frame_index, encoder_frame_index
 from tiny_bundle import TINY, baseline_model, write_tiny_bundle
+from watched import Watched, watched
 
 PROMPT = "a red circle moves right"
 
@@ -35,32 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline(folder: Path) -> Iterator[Pipeline]:
     with Pipeline.open(folder, threads=1) as opened:
         yield opened
-
-
-class Watched:
-    """A session that remembers what it was fed."""
-
-    def __init__(self, session: Any, calls: list[dict[str, Any]]) -> None:
-        self._session, self._calls = session, calls
-        self.spec, self.float_dtype = session.spec, session.float_dtype
-
-    def run(self, feed: Mapping[str, Any], hold: Collection[str] = ()) -> dict[str, Any]:
-        self._calls.append({n: v if isinstance(v, np.ndarray) else v.numpy() for n, v in feed.items()})
-        return self._session.run(feed, hold)
-
-    def upload(self, name: str, array: np.ndarray) -> Any:
-        return self._session.upload(name, array)
-
-    def close(self) -> None:
-        self._session.close()
-
-
-def watched(folder: Path) -> tuple[Pipeline, dict[str, list[dict[str, Any]]]]:
-    """A pipeline, and what each of its graphs is fed."""
-    bundle = Bundle.open(folder)
-    calls: dict[str, list[dict[str, Any]]] = {name: [] for name in graph_specs(bundle.model)}
-    sessions = {name: Watched(open_session(bundle, name, threads=1), calls[name]) for name in calls}
-    return Pipeline(bundle, Stages.of(bundle, sessions, "fp32")), calls
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 17, 20, 68, 69, 130])
@@ -101,7 +78,7 @@ def test_each_option_changes_the_video(pipeline: Pipeline, changed: dict[str, An
 
 
 def test_another_prompt_changes_the_video(pipeline: Pipeline) -> None:
-    assert not np.array_equal(pipeline.generate(PROMPT).frames, pipeline.generate("green square").frames)
+    assert not np.array_equal(pipeline.generate(PROMPT).frames, pipeline.generate("yellow triangle").frames)
 
 
 def test_a_longer_video_begins_with_the_shorter_one(pipeline: Pipeline) -> None:
@@ -186,6 +163,49 @@ def test_the_prompt_switches_at_its_time(folder: Path) -> None:
         frames = pipeline.generate(story, GenerateOptions(num_frames=119)).frames
         assert len(calls["ar_prefix"]) == 2
         assert np.array_equal(frames[:68], pipeline.generate(PROMPT, GenerateOptions(num_frames=68)).frames)
+
+
+def test_segments_of_open_sora_s_syntax_get_their_prompts(pipeline: Pipeline) -> None:
+    options = GenerateOptions(num_frames=170)   # segments 0, 1 and 2
+    frames = pipeline.generate(f"|0| {PROMPT} |2| yellow triangle", options).frames
+    alone = pipeline.generate(PROMPT, options).frames
+    assert np.array_equal(frames[:119], alone[:119])
+    assert not np.array_equal(frames[119:136], alone[119:136])
+    with pytest.raises(OptionsError, match="segment 3 would never be shown"):
+        pipeline.stream(f"|0| {PROMPT} |3| yellow triangle", options)
+
+
+def test_each_prompt_but_the_negative_one_is_told_its_scores(tmp_path: Path) -> None:
+    text = dataclasses.replace(TINY.text, prompt_suffix=" aesthetic score: 6.5.", max_length=150)
+    model = dataclasses.replace(TINY, text=text, ar=None, vq=None, injection=None, dit=dataclasses.replace(
+        TINY.dit, model_max_length=150
+    ))
+    pipeline, calls = watched(write_tiny_bundle(tmp_path, model=model, precisions=["fp32"]))
+    tokenizer = Tokenizer(pipeline.bundle.tokenizer_path, 64)
+    story = [(0, "a red circle"), (68 / 24, "a green square aesthetic score: 3.")]
+    with pipeline:
+        pipeline.generate(story, GenerateOptions(num_frames=119, motion_score=4, negative_prompt="blue"))
+        pipeline.generate("a red circle")
+    told = [
+        "blue", "a red circle aesthetic score: 6.5. motion score: 4.0.",
+        "a green square aesthetic score: 3. motion score: 4.0.", "a red circle aesthetic score: 6.5.",
+    ]
+    assert [fed["input_ids"][0].tolist() for fed in calls["text_encoder"]] == [tokenizer.encode(t, 150) for t in told]
+
+
+def test_a_prompt_that_is_cut_is_said_once(pipeline: Pipeline) -> None:
+    events: list[Event] = []
+    long = 40 * "a "   # two tokens each, of which 59 and the closing one are read
+    pipeline.generate(long, GenerateOptions(num_frames=119), on_event=events.append)
+    cuts = [e for e in events if isinstance(e, PromptCut)]
+    assert [(e.prompt, e.max_tokens, e.lost_tokens) for e in cuts] == [(long, 60, 21)]
+    assert isinstance(events[1], PromptCut)   # before any work
+    events.clear()
+    pipeline.generate(29 * "a ", GenerateOptions(negative_prompt=long), on_event=events.append)
+    assert [e.prompt for e in events if isinstance(e, PromptCut)] == [long]
+    events.clear()
+    pipeline.generate(29 * "a ", on_event=events.append)
+    assert not any(isinstance(e, PromptCut) for e in events)
 
 
 def test_events_tell_the_story_of_a_generation(pipeline: Pipeline) -> None:

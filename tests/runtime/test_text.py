@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from arlon_rt.captions import clean_caption
+from arlon_rt.captions import clean_caption, with_scores
 from arlon_rt.config import TextConfig
 from arlon_rt.errors import BundleError, OptionsError
+from arlon_rt.events import PromptCut
 from arlon_rt.prompts import guidance_weights, stacked
 from arlon_rt.text import TextEncoder, Tokenizer
 from tiny_bundle import tokenizer
@@ -100,6 +101,31 @@ def test_captions_are_cleaned(prompt: str, caption: str) -> None:
     assert clean_caption(prompt) == caption
 
 
+@pytest.mark.parametrize(
+    ("prompt", "scores", "scored"),
+    [
+        ("a dog.", {}, "a dog. aesthetic score: 6.5."),
+        ("a dog.", {"aesthetic_score": 7}, "a dog. aesthetic score: 7.0."),
+        ("a dog.", {"motion_score": 4.25}, "a dog. aesthetic score: 6.5. motion score: 4.2."),
+        ("a dog.", {"camera_motion": "pan right", "motion_score": 4, "aesthetic_score": 5.5},
+         "a dog. aesthetic score: 5.5. motion score: 4.0. camera motion: pan right."),
+        ("a dog. Aesthetic score: 3.", {"aesthetic_score": 7}, "a dog. Aesthetic score: 3."),
+        ("a dog. motion score: 9.", {"motion_score": 1}, "a dog. motion score: 9. aesthetic score: 6.5."),
+        ("a dog. camera motion: static.", {"camera_motion": "pan right", "motion_score": 0},
+         "a dog. camera motion: static. aesthetic score: 6.5. motion score: 0.0."),
+    ],
+)
+def test_scores_follow_the_prompt_in_open_sora_s_order_unless_it_says_them(
+    prompt: str, scores: dict[str, Any], scored: str
+) -> None:
+    assert with_scores(prompt, " aesthetic score: 6.5.", **scores) == scored
+    assert clean_caption(clean_caption(scored)) == scored.lower()   # cleaning keeps every score
+
+
+def test_a_model_trained_without_scores_gets_the_prompt_as_it_is() -> None:
+    assert with_scores("a dog", "") == "a dog"
+
+
 class Lengths:
     """A text encoder whose hidden state is the token ids, and that counts its runs."""
 
@@ -138,11 +164,14 @@ def test_few_prompts_are_remembered(tmp_path: Path) -> None:
     assert session.runs == 21
 
 
-def test_the_suffix_is_appended_once_and_not_to_a_negative_prompt(tmp_path: Path) -> None:
-    text_encoder, _ = encoder(tmp_path, prompt_suffix=" green square")
-    with_suffix = text_encoder.encode("red circle green square").hidden
-    assert np.array_equal(text_encoder.encode("red circle").hidden, with_suffix)
-    assert text_encoder.encode("red circle", suffix=False).length < with_suffix.shape[1]
+def test_a_prompt_that_is_too_long_says_what_it_loses(tmp_path: Path) -> None:
+    fitting = encoder(tmp_path, max_length=99)[0].encode("red circle").length   # the closing token included
+    text_encoder, _ = encoder(tmp_path, max_length=fitting)
+    assert text_encoder.cut("red circle") is None
+    assert text_encoder.cut("red circle a a") == PromptCut(
+        prompt="red circle a a", max_tokens=fitting, lost_tokens=4, lost_text="a a"   # a space is a token here
+    )
+    assert np.array_equal(text_encoder.encode("red circle a a").hidden, text_encoder.encode("red circle").hidden)
 
 
 def test_the_null_prompt_is_the_end_token_alone(tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""A pipeline whose graphs remember what they were fed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arlon_rt import Pipeline
+from arlon_rt.backends.session import open_session
+from arlon_rt.bundle import Bundle
+from arlon_rt.graphs import graph_specs
+from arlon_rt.stages import Stages
+
+Calls = dict[str, list[dict[str, Any]]]
+"""What each graph was fed, run by run."""
+
+
+class Watched:
+    """A session that remembers what it was fed."""
+
+    def __init__(self, session: Any, calls: list[dict[str, Any]]) -> None:
+        self._session, self._calls = session, calls
+        self.spec, self.float_dtype = session.spec, session.float_dtype
+
+    def run(self, feed: Mapping[str, Any], hold: Collection[str] = ()) -> dict[str, Any]:
+        self._calls.append({n: v if isinstance(v, np.ndarray) else v.numpy() for n, v in feed.items()})
+        return self._session.run(feed, hold)
+
+    def upload(self, name: str, array: np.ndarray) -> Any:
+        return self._session.upload(name, array)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def watched(folder: Path) -> tuple[Pipeline, Calls]:
+    """A pipeline, and what each of its graphs is fed."""
+    bundle = Bundle.open(folder)
+    calls: Calls = {name: [] for name in graph_specs(bundle.model)}
+    sessions = {name: Watched(open_session(bundle, name, threads=1), calls[name]) for name in calls}
+    return Pipeline(bundle, Stages.of(bundle, sessions, "fp32")), calls
