@@ -1,11 +1,15 @@
 """The stream of fresh clips as latents: rendered, encoded and kept in shards that the later stages read as they come.
 
-A clip is 136 frames (40 latents); its scenes are drawn again from (seed, index), so a shard holds latents alone.
+A clip is 136 frames (40 latents); its scenes are drawn again from (seed, index), so a shard holds latents alone. With
+``--twins`` each clip is made once more with a fault, recoloured or shifted: what has been made so far may be wrong when
+long video goes on from it, and the later stages learn to mend a colour and to keep a position.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from arlon_export.modules.vae import VideoVAE
 from demo.config import VIDEO, vae_config
+from demo.scene import BACKDROPS, BACKGROUNDS, COLOURS, HELD_OUT, PALETTE, Scene, shade
 from demo.training import arguments, load_averaged, rng
 from demo.world import Clip, render_clip, sample_clip
 
@@ -24,12 +29,40 @@ SEED = 7
 CLIP_FRAMES, CLIP_LATENTS, CHUNK_LATENTS = 136, 40, 5
 SHARD_CLIPS = 64
 SWITCH_PROBABILITY = 0.35
+LARGEST_SHIFT = 2.5
+"""World units in x and y between a clip and its shifted twin."""
 
 
 def clip_of(index: int) -> Clip:
     """The clip with this number; its prompt may switch midway."""
     draw = rng(SEED, index)
     return sample_clip(draw, CLIP_FRAMES, SWITCH_PROBABILITY)
+
+
+def twin_of(index: int) -> Clip:
+    """The clip with this number as an erring model might have made it: recoloured or shifted."""
+    draw, clip = rng(SEED, index, 1), clip_of(index)
+    if is_recoloured(index):
+        scenes = [(start, _recoloured(scene, draw)) for start, scene in clip.scenes]
+    else:
+        dx, dy = draw.uniform(-LARGEST_SHIFT, LARGEST_SHIFT, 2)
+        scenes = [(start, dataclasses.replace(s, x=s.x + dx, y=s.y + dy)) for start, s in clip.scenes]
+    return dataclasses.replace(clip, scenes=tuple(scenes))
+
+
+def is_recoloured(index: int) -> bool:
+    """Whether this clip's twin has another colour or background; else it is a little elsewhere."""
+    return index % 2 == 0
+
+
+def _recoloured(scene: Scene, draw: np.random.Generator) -> Scene:
+    """``scene`` in another colour or on another background, whichever the draw says; held-out ones stay unseen."""
+    if draw.random() < 0.5:
+        background = draw.choice([b for b in BACKGROUNDS if b != scene.background]).item()
+        return dataclasses.replace(scene, background=background, background_rgb=shade(draw, BACKDROPS[background]))
+    others = [c for c in COLOURS if c != scene.colour and scene.combination._replace(colour=c) not in HELD_OUT]
+    colour = draw.choice(others).item()
+    return dataclasses.replace(scene, colour=colour, rgb=shade(draw, PALETTE[colour]))
 
 
 def statistics(latents: npt.NDArray[np.floating]) -> tuple[list[float], list[float]]:
@@ -54,6 +87,7 @@ class LatentPool:
     """All shards found so far; `refresh` takes in new ones."""
 
     folder: Path
+    clip_of: Callable[[int], Clip] = clip_of
     latents: list[npt.NDArray[np.float16]] = field(default_factory=list)
     clips: list[Clip] = field(default_factory=list)
 
@@ -61,9 +95,9 @@ class LatentPool:
         while (shard := self.folder / f"{len(self.latents) // SHARD_CLIPS:05d}.npy").is_file():
             first = len(self.latents)
             self.latents += list(np.load(shard))
-            self.clips += [clip_of(i) for i in range(first, len(self.latents))]
+            self.clips += [self.clip_of(i) for i in range(first, len(self.latents))]
         if not self.latents:
-            raise SystemExit(f"no latents in {self.folder}; run `python -m demo.latents` first")
+            raise SystemExit(f"no latents in {self.folder}; run `python -m demo.latents` first, and with --twins")
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -81,19 +115,20 @@ class LatentPool:
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=4096)
+    parser.add_argument("--twins", action="store_true", help="make the clips' twins instead")
     parser.add_argument("--part", default="0/1", help="make every n-th shard alone, e.g. 0/2 and 1/2 in two processes")
     args: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(args.threads)
     vae = load_averaged(args.out, "autoencoder", VideoVAE(vae_config()), args.device)
     assert isinstance(vae, VideoVAE)
-    folder = args.out / "latents"
+    folder, which = (args.out / "twins", twin_of) if args.twins else (args.out / "latents", clip_of)
     folder.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, args.part.split("/"))
     for shard in track(range(part, -(-args.clips // SHARD_CLIPS), parts), description="latents"):
         path = folder / f"{shard:05d}.npy"
         if path.is_file():
             continue
-        clips = [clip_of(i) for i in range(shard * SHARD_CLIPS, (shard + 1) * SHARD_CLIPS)]
+        clips = [which(i) for i in range(shard * SHARD_CLIPS, (shard + 1) * SHARD_CLIPS)]
         latents = np.stack([encode_clip(vae, render_clip(c, VIDEO.height), args.device) for c in clips])
         np.save(path.with_suffix(".tmp.npy"), latents)
         path.with_suffix(".tmp.npy").replace(path)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arlon_export.modules.ar import TokenModel
+from demo.captions import canonical
 from demo.config import ar_config, vq_config
 from demo.train_vq import HELD_BACK
 from demo.training import Losses, Recipe, arguments, rng, train
@@ -26,10 +27,14 @@ def grid_positions(frames: int, height: int, width: int) -> Tensor:
 
 
 class Windows:
-    """Random windows as long video makes them: any offset, and after a prompt switch the new text before old codes."""
+    """Random windows as long video makes them: any offset, and after a prompt switch the new text before old codes.
+
+    In some the codes so far are those of the clip's recoloured twin, and what follows is to be as the text says again:
+    long video goes on from its own mistakes, and in the clips nothing but a switch ever changes.
+    """
 
     def __init__(self, corpus: Corpus, recipe: Recipe) -> None:
-        self.corpus, self.recipe, self.config = corpus, recipe, ar_config()
+        self.corpus, self.extra, self.config = corpus, recipe.tables["training"], ar_config()
         self.stride = vq_config().stride[0]
 
     def draw(
@@ -45,26 +50,51 @@ class Windows:
             bounds = [0, *self.corpus.switches(clip), codes.shape[1] * self.stride]
             scene = int(draw.integers(len(bounds) - 1)) if varied else 0
             first, end = math.ceil(bounds[scene] / self.stride), math.ceil(bounds[scene + 1] / self.stride)
-            null = varied and draw.random() < self.recipe.tables["training"]["null_text"]
-            captions.append("" if null else self.corpus.caption(clip, bounds[scene], draw))
-            frame = torch.arange(start, start + frames)
+            null = varied and draw.random() < self.extra["null_text"]
             # only a video's own start is written without context; elsewhere the codes before tell the chunks' phase
-            known = start + CONTEXT_FRAMES if start else 0
-            spoken.append(((frame >= max(first, known)) & (frame < end)).repeat_interleave(per_frame))
+            known = max(first, start + CONTEXT_FRAMES if start else 0)
+            cuts = range(max(known, start + 1), min(end, start + frames))
+            mended = varied and not null and self.corpus.has_twin(clip, recoloured=True) and bool(cuts)
+            if mended and draw.random() < self.extra["mended"]:
+                known = int(draw.choice(cuts))
+                before = self.corpus.twin_codes("vq", [clip])[0, :known]
+                codes[row, :known] = before
+                captions.append(canonical(self.corpus.scene(clip, bounds[scene])))  # says the background
+            else:
+                captions.append("" if null else self.corpus.caption(clip, bounds[scene], draw))
+            frame = torch.arange(start, start + frames)
+            spoken.append(((frame >= known) & (frame < end)).repeat_interleave(per_frame))
             windows.append(codes[row, start:start + frames].flatten())
         hidden, mask = self.corpus.text(captions)
         return hidden, mask.sum(1), torch.stack(windows), torch.stack(spoken).to(codes.device)
 
 
-def token_loss(
-    model: TokenModel, hidden: Tensor, lengths: Tensor, codes: Tensor, spoken: Tensor, wrong: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (nats a code) and accuracy of the next code, over the codes the text speaks of."""
+def code_logits(model: TokenModel, hidden: Tensor, lengths: Tensor, before: Tensor) -> Tensor:
+    """Logits (batch, code, num_codes) of every code of a window, each from the codes ``before`` it."""
     config = model.config
-    bos = torch.full_like(codes[:, :1], config.bos)
-    inputs = torch.cat([bos, replaced(codes[:, :-1], wrong, config.num_codes)], 1)
-    logits = model.logits(hidden, lengths, inputs, grid_positions(*config.grid).to(codes.device)[None]).float()
-    logits = logits[..., :config.num_codes]
+    bos = torch.full_like(before[:, :1], config.bos)
+    inputs, grid = torch.cat([bos, before[:, :-1]], 1), grid_positions(*config.grid).to(before.device)
+    logits: Tensor = model.logits(hidden, lengths, inputs, grid[None])
+    return logits.float()[..., :config.num_codes]
+
+
+@torch.no_grad()
+def mixed_with_own(model: TokenModel, hidden: Tensor, lengths: Tensor, codes: Tensor, share: Tensor) -> Tensor:
+    """``codes`` with this share of each row replaced by what the model draws there.
+
+    Scheduled sampling in one pass (Mihaylova and Martins, arXiv 1906.07651): what a model goes on from in use is its
+    own draws, and its own likeliest mistakes are what it must not be led astray by.
+    """
+    shares = code_logits(model, hidden, lengths, codes).softmax(-1)
+    drawn = torch.multinomial(shares.flatten(0, 1), 1).view_as(codes)
+    return torch.where(torch.rand(codes.shape, device=codes.device) < share.to(codes.device)[:, None], drawn, codes)
+
+
+def token_loss(
+    model: TokenModel, hidden: Tensor, lengths: Tensor, codes: Tensor, spoken: Tensor, before: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (nats a code) and accuracy of the next code from those ``before``, where the text speaks of it."""
+    logits = code_logits(model, hidden, lengths, before)
     each = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
     right = (logits.argmax(-1) == codes).float()
     weight = spoken.float() / spoken.sum().clamp(min=1)
@@ -83,13 +113,17 @@ def main() -> None:
         if step % 50 == 0:
             corpus.refresh()
         clips = list(draw.integers(HELD_BACK, len(corpus.pool), recipe.schedule.batch_size))
-        share = torch.from_numpy(draw.uniform(0, recipe.tables["training"]["wrong_tokens"], len(clips))).float()
-        loss, right = token_loss(model, *windows.draw(draw, clips), share)
+        hidden, lengths, codes, spoken = windows.draw(draw, clips)
+        own, wrong = (torch.from_numpy(draw.uniform(0, windows.extra[name], len(clips))).float()
+                      for name in ("own_tokens", "wrong_tokens"))
+        before = replaced(mixed_with_own(model, hidden, lengths, codes, own), wrong, model.config.num_codes)
+        loss, right = token_loss(model, hidden, lengths, codes, spoken, before)
         return {"loss": loss, "accuracy": right.detach()}
 
     def evaluate(averaged: nn.Module) -> dict[str, float]:
         assert isinstance(averaged, TokenModel)
-        loss, right = token_loss(averaged, *windows.draw(rng(0, 2), list(range(64)), varied=False), 0.0)
+        drawn = windows.draw(rng(0, 2), list(range(64)), varied=False)
+        loss, right = token_loss(averaged, *drawn, before=drawn[2])
         return {"held_out_loss": float(loss), "held_out_accuracy": float(right), "clips": float(len(corpus.pool))}
 
     train(model, recipe, args, losses, evaluate)

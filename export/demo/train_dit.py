@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,25 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from arlon_export.modules.ar import TokenModel
 from arlon_export.modules.stdit3 import STDiT3
 from arlon_rt.config import FlowConfig
 from arlon_rt.flow import timesteps
 from arlon_rt.pipeline import IMAGE_FPS
-from demo.config import VIDEO, dit_config, injection_config, vq_config
+from demo.captions import canonical
+from demo.config import VIDEO, ar_config, dit_config, injection_config, vq_config
 from demo.latents import CHUNK_LATENTS, CLIP_LATENTS, LatentPool
+from demo.train_ar import mixed_with_own
 from demo.train_vq import HELD_BACK
-from demo.training import Losses, Recipe, arguments, rng, train
+from demo.training import Losses, Recipe, arguments, load_averaged, rng, train
 from demo.windows import Corpus, replaced
 
 CODECS = ("vq", "vq_coarse")
 LENGTHS, LENGTH_SHARES = (20, 15, 10, 5, 1), (0.55, 0.15, 0.1, 0.1, 0.1)
 """Latents of 68, 51, 34 and 17 frames and of a single image, and how often each is drawn."""
-KEPT, KEPT_SHARES = ("none", "first_five", "first", "any"), (0.45, 0.35, 0.1, 0.1)
+KEPT, KEPT_SHARES = ("none", "first_five", "first", "any"), (0.4, 0.45, 0.05, 0.1)
 
 UNIFORM_SHARE = 0.4
 """Of timesteps that are drawn uniformly."""
-KEPT_NOISE = 0.2
-"""Largest deviation of kept latents: decoding to uint8 and encoding again moves them by 0.14 of their spread."""
+KEPT_NOISE = 0.12
+"""Largest deviation of kept latents: decoding to uint8 and encoding again moves them by 0.07 of their spread."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,43 @@ def draw_window(
     return Window(clips, start, length)
 
 
-def coarse_window(corpus: Corpus, codec: str, window: Window, wrong: Tensor | float) -> Tensor:
-    """Coarse latents of a window, decoded from exactly the code-frames that cover it."""
+class Drawn:
+    """Tokens as the token model draws them, each from the true ones before it; made once a clip.
+
+    They waver as tokens do in use: an object's place by a pixel or two from one code-frame to the next.
+    """
+
+    def __init__(self, corpus: Corpus, model: TokenModel) -> None:
+        self.corpus, self.model = corpus, model
+        self._codes: dict[int, Tensor] = {}
+
+    def __call__(self, clip: int) -> Tensor:
+        """(code_frame, row, column) of a clip whose prompt does not switch."""
+        if clip not in self._codes:
+            codes, window = self.corpus.codes("vq", [clip]), self.model.config.grid[0]
+            text, mask = self.corpus.text([canonical(self.corpus.scene(clip, 0))])
+            drawn = torch.zeros_like(codes)
+            for start in (codes.shape[1] - window, 0):  # the first window has its say where they overlap
+                shown = codes[:, start:start + window]
+                made = mixed_with_own(self.model, text, mask.sum(1), shown.flatten(1), torch.ones(1))
+                drawn[:, start:start + window] = made.view_as(shown)
+            self._codes[clip] = drawn[0].cpu()
+        return self._codes[clip]
+
+
+def coarse_window(
+    corpus: Corpus, codec: str, window: Window, wrong: Tensor | float, drawn: Mapping[int, Tensor] = {}
+) -> Tensor:
+    """Coarse latents of a window, decoded from exactly the code-frames that cover it.
+
+    ``drawn`` holds the codes of rows that do not take their clip's own.
+    """
     stride = vq_config(coarse=codec == "vq_coarse").stride[0]
     first, end = window.start // stride, math.ceil((window.start + window.length) / stride)
-    model = corpus.codecs[codec]
-    tokens = replaced(corpus.codes(codec, window.clips)[:, first:end], wrong, model.config.num_codes)
+    model, codes = corpus.codecs[codec], corpus.codes(codec, window.clips)
+    for row, other in drawn.items():
+        codes[row] = other
+    tokens = replaced(codes[:, first:end], wrong, model.config.num_codes)
     with torch.no_grad():
         coarse = model.decode(tokens).float()
     offset = window.start - first * stride
@@ -91,6 +126,28 @@ def kept_frames(draw: np.random.Generator, window: Window, corpus: Corpus) -> Te
     return mask
 
 
+def faulty(
+    draw: np.random.Generator, window: Window, corpus: Corpus, mask: Tensor, shares: Mapping[str, float]
+) -> tuple[Tensor, Tensor]:
+    """What generated and what kept frames show (batch, channel, latent, row, column), of some rows their twins.
+
+    Tokens are always the clips' own. Where all frames are the shifted twin's, the generated ones go on from where the
+    kept ones are, not from where the tokens are; where only the kept ones are the recoloured twin's, the generated ones
+    have the colours of tokens and text.
+    """
+    made = corpus.latents(window.clips)
+    kept = made.clone()
+    for row, clip in enumerate(window.clips):
+        if mask[row].all():
+            continue
+        if corpus.has_twin(clip, recoloured=False) and draw.random() < shares["shifted"]:
+            made[row] = kept[row] = corpus.twin_latents([clip])[0]
+        elif corpus.has_twin(clip, recoloured=True) and draw.random() < shares["recoloured"]:
+            kept[row] = corpus.twin_latents([clip])[0]
+    shown = slice(window.start, window.start + window.length)
+    return made[:, :, shown], kept[:, :, shown]
+
+
 def draw_times(draw: np.random.Generator, batch: int, length: int) -> Tensor:
     """Timesteps in 0..1000: logit-normal with Open-Sora's transform for this size and length, or uniform.
 
@@ -108,8 +165,8 @@ def draw_times(draw: np.random.Generator, batch: int, length: int) -> Tensor:
 class DiTLoss:
     """Velocity loss on the generated frames: data - noise at (1 - t) data + t noise."""
 
-    def __init__(self, model: STDiT3, corpus: Corpus, recipe: Recipe, device: str) -> None:
-        self.model, self.corpus, self.device = model, corpus, device
+    def __init__(self, model: STDiT3, corpus: Corpus, drawn: Drawn, recipe: Recipe, device: str) -> None:
+        self.model, self.corpus, self.drawn, self.device = model, corpus, drawn, device
         self.schedule, self.extra = recipe.schedule, recipe.tables["training"]
 
     def __call__(self, step: int) -> Losses:
@@ -122,7 +179,9 @@ class DiTLoss:
         if draw.random() >= self.extra["no_injection"]:
             codec = CODECS[int(draw.random() < self.extra["coarser_codec"])]
             wrong = torch.from_numpy(draw.uniform(0, self.extra["wrong_tokens"], len(window.clips))).float()
-            coarse = coarse_window(self.corpus, codec, window, wrong)
+            drawn = {row: self.drawn(clip) for row, clip in enumerate(window.clips)
+                     if codec == "vq" and draw.random() < self.extra["drawn_tokens"] and not self.corpus.switches(clip)}
+            coarse = coarse_window(self.corpus, codec, window, wrong, drawn)
             if draw.random() < self.extra["uncertainty"]:
                 coarse = uncertain(coarse)
         mask = kept_frames(draw, window, self.corpus)
@@ -134,7 +193,7 @@ class DiTLoss:
         self, draw: np.random.Generator, window: Window, coarse: Tensor | None, mask: Tensor, null: Tensor,
         times: Tensor,
     ) -> Tensor:
-        data = self.corpus.latents(window.clips)[:, :, window.start:window.start + window.length]
+        data, before = faulty(draw, window, self.corpus, mask, self.extra)
         shown = window.start + window.length - 1
         text, text_mask = self.corpus.text([self.corpus.caption(c, shown, draw) for c in window.clips])
         mask, null, times = mask.to(self.device), null.to(self.device), times.to(self.device)
@@ -142,7 +201,7 @@ class DiTLoss:
         t = times.view(-1, 1, 1, 1, 1) / 1000
         made = mask[:, None, :, None, None]
         level = torch.from_numpy(draw.uniform(0, KEPT_NOISE, (len(times), 1, 1, 1, 1))).float().to(self.device)
-        kept = data + level * torch.from_numpy(draw.standard_normal(data.shape, np.float32)).to(self.device)
+        kept = before + level * torch.from_numpy(draw.standard_normal(data.shape, np.float32)).to(self.device)
         latents = torch.where(made, (1 - t) * data + t * noise, kept)
         rows = torch.ones(len(times), device=self.device)
         features = None if coarse is None else self.model.semantic(coarse)
@@ -178,7 +237,9 @@ def main() -> None:
     torch.manual_seed(recipe.schedule.seed)
     model = STDiT3(dit_config(), injection_config(args.recipe))
     corpus = Corpus.open(args, CODECS)
-    loss = DiTLoss(model, corpus, recipe, args.device)
+    tokens = load_averaged(args.out, "ar", TokenModel(ar_config()), args.device)
+    assert isinstance(tokens, TokenModel)
+    loss = DiTLoss(model, corpus, Drawn(corpus, tokens), recipe, args.device)
     train(model, recipe, args, loss, loss.evaluate)
 
 

@@ -27,7 +27,7 @@ from demo.train_text import load_text_encoder
 from demo.training import load_averaged
 
 DEFAULTS: dict[str, Any] = {
-    "num_frames": 68, "num_inference_steps": 10, "guidance_scale": 1.0, "ar_guidance_scale": 3.0,
+    "num_frames": 68, "num_inference_steps": 10, "guidance_scale": 1.0, "ar_guidance_scale": 1.25,
     "temperature": 0.7, "top_k": 50, "top_p": 0.9,
 }
 """Of the demo bundle."""

@@ -14,7 +14,7 @@ from arlon_export.modules.vq import VQVAE
 from arlon_rt.text import Tokenizer
 from demo.captions import caption
 from demo.config import vq_config
-from demo.latents import CHUNK_LATENTS, LatentPool
+from demo.latents import CHUNK_LATENTS, LatentPool, is_recoloured, twin_of
 from demo.scene import Scene
 from demo.train_text import load_text_encoder, token_batch
 from demo.training import load_averaged
@@ -27,6 +27,7 @@ class Corpus:
     """The pool with the finished text encoder and codecs; tokens are encoded once a clip."""
 
     pool: LatentPool
+    twins: LatentPool
     tokenizer: Tokenizer
     encoder: T5Encoder
     codecs: dict[str, VQVAE]
@@ -36,7 +37,7 @@ class Corpus:
 
     @classmethod
     def open(cls, args: argparse.Namespace, codecs: tuple[str, ...]) -> Corpus:
-        pool = LatentPool(args.out / "latents")
+        pool, twins = LatentPool(args.out / "latents"), LatentPool(args.out / "twins", twin_of)
         pool.refresh()
         tokenizer, encoder = load_text_encoder(args.out, args.device)
         loaded: dict[str, VQVAE] = {}
@@ -44,7 +45,7 @@ class Corpus:
             codec = load_averaged(args.out, name, VQVAE(vq_config(coarse=name == "vq_coarse")), args.device)
             assert isinstance(codec, VQVAE)
             loaded[name] = codec
-        corpus = cls(pool, tokenizer, encoder, loaded, args.device, pool.statistics(), {n: [] for n in loaded})
+        corpus = cls(pool, twins, tokenizer, encoder, loaded, args.device, pool.statistics(), {n: [] for n in loaded})
         corpus.refresh()
         return corpus
 
@@ -52,20 +53,37 @@ class Corpus:
     def refresh(self) -> None:
         """Take in new shards and encode their tokens."""
         self.pool.refresh()
-        for name, codec in self.codecs.items():
+        self.twins.refresh()
+        for name in self.codecs:
             have = self.tokens[name]
             while len(have) < len(self.pool):
                 clips = list(range(len(have), min(len(have) + 32, len(self.pool))))
-                latents = self.pool.batch(clips, *self.statistics).to(self.device)
-                with torch.autocast(latents.device.type, enabled=False):
-                    have += list(codec.encode(latents).cpu())
+                have += list(self._encoded(name, self.latents(clips)).cpu())
+
+    @torch.no_grad()
+    def _encoded(self, codec: str, latents: Tensor) -> Tensor:
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.codecs[codec].encode(latents)
 
     def latents(self, clips: list[int]) -> Tensor:
+        """Normalised latents (batch, channel, latent, row, column) of whole clips."""
         return self.pool.batch(clips, *self.statistics).to(self.device)
+
+    def twin_latents(self, clips: list[int]) -> Tensor:
+        """`latents` of the clips' twins."""
+        return self.twins.batch(clips, *self.statistics).to(self.device)
+
+    def has_twin(self, clip: int, recoloured: bool) -> bool:
+        """Whether this clip has a twin of this kind, the other kind being the shifted ones."""
+        return clip < len(self.twins) and is_recoloured(clip) == recoloured
 
     def codes(self, codec: str, clips: list[int]) -> Tensor:
         """Tokens (batch, code_frame, row, column) of whole clips."""
         return torch.stack([self.tokens[codec][i] for i in clips]).to(self.device)
+
+    def twin_codes(self, codec: str, clips: list[int]) -> Tensor:
+        """`codes` of the clips' twins, encoded now."""
+        return self._encoded(codec, self.twin_latents(clips))
 
     @torch.no_grad()
     def text(self, captions: list[str]) -> tuple[Tensor, Tensor]:

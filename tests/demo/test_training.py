@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from arlon_export.modules.ar import TokenModel
 from arlon_export.modules.vq import VQVAE
 from arlon_rt.segments import Segment, plan
 from arlon_rt.vqvae import VQDecoder
 from demo.captions import canonical
 from demo.config import ar_config, model_config, vq_config
-from demo.latents import CHUNK_LATENTS, CLIP_LATENTS, SHARD_CLIPS, LatentPool, clip_of
+from demo.latents import (
+    CHUNK_LATENTS,
+    CLIP_LATENTS,
+    LARGEST_SHIFT,
+    SHARD_CLIPS,
+    LatentPool,
+    clip_of,
+    is_recoloured,
+    twin_of,
+)
 from demo.muon import Muon, hidden_weights, optimizers, orthogonal
-from demo.train_ar import CONTEXT_FRAMES, Windows
+from demo.train_ar import CONTEXT_FRAMES, Windows, code_logits, mixed_with_own
 from demo.train_autoencoder import CROP, cropped
-from demo.train_dit import CODECS, Window, coarse_window, draw_window, kept_frames
+from demo.train_dit import CODECS, Window, coarse_window, draw_window, faulty, kept_frames
 from demo.training import Recipe, Schedule, arguments, learning_rate, rng, train
 from demo.windows import Corpus
 from demo.world import HELD_OUT, render, sample_scene
@@ -30,6 +41,7 @@ from demo.world import HELD_OUT, render, sample_scene
 SIDE = 8
 """Rows and columns of the demo's latents."""
 CLIPS = 48
+TWIN = 1000
 TINY = Recipe("tiny", Schedule(steps=4, batch_size=16, learning_rate=1e-2, warmup_steps=2, phases=(3,)), {})
 
 
@@ -128,6 +140,21 @@ def test_held_out_combinations_never_occur_in_the_stream_of_clips():
     assert shown.isdisjoint(HELD_OUT)
 
 
+def test_a_twin_differs_from_its_clip_in_one_fault_and_shows_nothing_held_out():
+    for i in range(200):
+        clip, twin = clip_of(i), twin_of(i)
+        assert [start for start, _ in clip.scenes] == [start for start, _ in twin.scenes]
+        for (_, scene), (_, other) in zip(clip.scenes, twin.scenes, strict=True):
+            assert other.combination not in HELD_OUT
+            if is_recoloured(i):
+                assert (other.colour != scene.colour) != (other.background != scene.background)
+                moves = [(s.x, s.y, s.shape, s.direction, s.velocity) for s in (scene, other)]
+                assert moves[0] == moves[1]
+            else:
+                assert 0 < max(abs(other.x - scene.x), abs(other.y - scene.y)) <= LARGEST_SHIFT
+                assert dataclasses.replace(other, x=scene.x, y=scene.y) == scene
+
+
 def test_the_pool_takes_in_shards_as_they_come_and_normalises_by_the_first(tmp_path: Path):
     shards = np.random.default_rng(0).normal(3, 2, (2, SHARD_CLIPS, 4, 2, 2, 2)).astype(np.float16)
     pool = LatentPool(tmp_path)
@@ -150,7 +177,10 @@ def test_the_pool_takes_in_shards_as_they_come_and_normalises_by_the_first(tmp_p
 
 
 class PlainCorpus(Corpus):
-    """A corpus with the plainest captions, which remembers those asked for instead of encoding them."""
+    """A corpus with the plainest captions, which remembers those asked for instead of encoding them.
+
+    The codes of a twin are its clip's, plus `TWIN`.
+    """
 
     heard: list[str]
 
@@ -160,6 +190,9 @@ class PlainCorpus(Corpus):
     def text(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         self.heard = captions
         return torch.zeros(len(captions), 1, 4), torch.ones(len(captions), 1, dtype=torch.bool)
+
+    def twin_codes(self, codec: str, clips: list[int]) -> Tensor:
+        return self.codes(codec, clips) + TWIN
 
 
 def small_codec(name: str) -> VQVAE:
@@ -173,9 +206,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> PlainCorpus:
     """Random latents beside the stream's real clips, encoded by codecs of random weights; no text encoder."""
     torch.manual_seed(0)
     latents = np.random.default_rng(0).standard_normal((CLIPS, 4, CLIP_LATENTS, SIDE, SIDE)).astype(np.float16)
-    pool = LatentPool(tmp_path_factory.mktemp("latents"), list(latents), [clip_of(i) for i in range(CLIPS)])
+    folder, numbers = tmp_path_factory.mktemp("latents"), range(CLIPS)
+    pool = LatentPool(folder, clip_of, list(latents), [clip_of(i) for i in numbers])
+    twins = LatentPool(folder, twin_of, list(latents + TWIN), [twin_of(i) for i in numbers])
     codecs = {name: small_codec(name) for name in CODECS}
-    made = PlainCorpus(pool, None, None, codecs, "cpu", pool.statistics(), {name: [] for name in codecs})
+    made = PlainCorpus(pool, twins, None, None, codecs, "cpu", pool.statistics(), {name: [] for name in codecs})
     made.refresh()
     return made
 
@@ -213,6 +248,14 @@ def test_training_cuts_coarse_latents_as_the_runtime_does(corpus: PlainCorpus, c
     np.testing.assert_array_equal(coarse_window(corpus, codec, window, 0.0).numpy(), expected)
 
 
+def test_drawn_tokens_take_the_place_of_their_row_alone(corpus: PlainCorpus):
+    window, other = Window([3, 4], 0, 20), corpus.codes("vq", [5])[0]
+    plain, drawn = (coarse_window(corpus, "vq", window, 0.0, rows) for rows in ({}, {1: other}))
+    torch.testing.assert_close(drawn[0], plain[0])
+    torch.testing.assert_close(drawn[1:], coarse_window(corpus, "vq", Window([5], 0, 20), 0.0))
+    torch.testing.assert_close(coarse_window(corpus, "vq", window, 0.0), plain)
+
+
 def test_the_first_five_latents_are_kept_where_the_prompt_switches(corpus: PlainCorpus):
     switched = 0
     for number in range(60):
@@ -228,6 +271,20 @@ def test_the_first_five_latents_are_kept_where_the_prompt_switches(corpus: Plain
     assert switched > 10
 
 
+def test_the_generated_frames_go_on_from_shifted_kept_ones_and_mend_recoloured_ones(corpus: PlainCorpus):
+    clips = list(range(CLIPS))
+    window, mask = Window(clips, 5, 15), torch.ones(CLIPS, 15, dtype=torch.bool)
+    mask[:40, :5] = False
+    made, kept = faulty(rng(0, 1), window, corpus, mask, {"shifted": 1.0, "recoloured": 1.0})
+    own, twins = (f(clips)[:, :, 5:20] for f in (corpus.latents, corpus.twin_latents))
+    for clip in clips:
+        whole = bool(mask[clip].all())
+        assert torch.equal(made[clip], (own if whole or is_recoloured(clip) else twins)[clip])
+        assert torch.equal(kept[clip], (own if whole else twins)[clip])
+    for at_all in faulty(rng(0, 1), window, corpus, mask, {"shifted": 0.0, "recoloured": 0.0}):
+        assert torch.equal(at_all, own)
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of an AR batch."""
@@ -238,6 +295,8 @@ class Row:
     """Code-frames of the window, counted from the start of the clip."""
     learned: list[bool]
     """Which of them carry a loss."""
+    twin: list[bool]
+    """Which of them are the recoloured twin's."""
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +312,43 @@ def rows(corpus: PlainCorpus) -> list[Row]:
         _, _, codes, spoken = windows.draw(rng(0, number), clips)
         codes, spoken = codes.view(CLIPS, frames, -1), spoken.view(CLIPS, frames, -1)
         assert torch.equal(spoken.any(2), spoken.all(2)), "a code-frame carries a loss as a whole or not at all"
-        drawn += map(Row, clips, stand_in.heard, codes[:, :, 0].tolist(), spoken[:, :, 0].tolist())
+        number = codes[:, :, 0]
+        drawn += map(Row, clips, stand_in.heard, (number % TWIN).tolist(), spoken[:, :, 0].tolist(),
+                     (number >= TWIN).tolist())
     return drawn
+
+
+def small_token_model() -> TokenModel:
+    small = {"hidden_size": 20, "num_layers": 1, "num_heads": 2, "ffn_size": 20, "num_codes": 32, "max_top_k": 8}
+    torch.manual_seed(0)
+    return TokenModel(dataclasses.replace(ar_config(), **small)).eval()
+
+
+def test_own_draws_follow_the_model_and_take_the_share_asked_for():
+    model = small_token_model()
+    text, lengths = torch.randn(2, 3, model.config.text_dim), torch.tensor([3, 2])
+    codes = torch.randint(0, 32, (2, math.prod(model.config.grid)))
+    assert torch.equal(mixed_with_own(model, text, lengths, codes, torch.zeros(2)), codes)
+    half = mixed_with_own(model, text, lengths, codes, torch.tensor([0.0, 0.5]))
+    assert torch.equal(half[0], codes[0])
+    assert 0.4 < float((half[1] != codes[1]).float().mean()) < 0.6
+    drawn = mixed_with_own(model, text, lengths, codes, torch.ones(2))
+    with torch.no_grad():
+        logits = code_logits(model, text, lengths, codes)
+    likelihood = torch.distributions.Categorical(logits=logits).log_prob
+    assert likelihood(drawn).mean() > likelihood(codes).mean()
+
+
+def test_a_code_is_told_from_the_codes_before_it_alone():
+    model = small_token_model()
+    text, lengths = torch.randn(1, 3, model.config.text_dim), torch.tensor([3])
+    codes = torch.zeros(1, math.prod(model.config.grid), dtype=torch.int64)
+    other = codes.clone()
+    other[:, 7] = 9
+    with torch.no_grad():
+        a, b = (code_logits(model, text, lengths, c) for c in (codes, other))
+    assert torch.equal(a[:, :8], b[:, :8])
+    assert not torch.equal(a[:, 8], b[:, 8])
 
 
 def scenes_learned(corpus: PlainCorpus, row: Row) -> set[str]:
@@ -272,6 +366,16 @@ def test_no_loss_falls_on_codes_of_another_prompt(corpus: PlainCorpus, rows: lis
     assert len(after_a_switch) > 20
 
 
+def test_after_codes_of_a_recoloured_twin_the_very_next_ones_are_learned(rows: list[Row]):
+    mended = [row for row in rows if any(row.twin)]
+    assert 20 < len(mended) < len(rows) / 4
+    assert all(is_recoloured(row.clip) and row.caption for row in mended)
+    for row in mended:
+        cut = row.twin.index(False)
+        assert not any(row.twin[cut:])
+        assert row.learned[:cut + 1] == [False] * cut + [True]
+
+
 def test_a_window_that_is_not_the_start_is_given_its_first_code_frames(rows: list[Row]):
     later = [row for row in rows if row.frames[0] > 0]
     assert not any(any(row.learned[:CONTEXT_FRAMES]) for row in later)
@@ -282,7 +386,7 @@ def test_a_video_is_learned_from_its_first_code_on(corpus: PlainCorpus, rows: li
     starts = [r for r in rows if r.frames[0] == 0 and r.caption == canonical(corpus.scene(r.clip, 0))]
     assert starts
     assert any(row.learned[0] for row in starts)
-    assert all(row.learned[0] for row in starts if not corpus.switches(row.clip))
+    assert all(row.learned[0] for row in starts if not corpus.switches(row.clip) and not any(row.twin))
 
 
 def test_a_variant_differs_from_its_base_in_what_it_names_alone():
@@ -291,7 +395,7 @@ def test_a_variant_differs_from_its_base_in_what_it_names_alone():
     assert variant.tables["injection"] == {"layers": [0]} != usual.tables["injection"]
     assert variant.tables["model"] == usual.tables["model"]
     different = {k for k, v in variant.tables["training"].items() if usual.tables["training"][k] != v}
-    assert different == {"wrong_tokens"}
+    assert different == {"wrong_tokens", "drawn_tokens"}
 
 
 # -- the optimizer and the autoencoder's windows -----------------------------------------------------------------------
