@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+from arlon_rt.errors import OptionsError
+
+if TYPE_CHECKING:
+    from arlon_export.checkpoint import Checkpoint
+
+_PUBLISHED = {
+    "dit": (" (required)", "STDiT3"), "vae": (" (required)", "the video autoencoder"),
+    "text-encoder": (" (required)", "T5 v1.1 with its spiece.model"), "ar": ("", "ARLON's token model"),
+    "vq": ("", "its latent VQ-VAE"), "injection": ("", "its adapters; arlon.json beside them says what shapes cannot"),
+}
+"""Option -> whether it is required, and what it names."""
 
 
 class Export:
@@ -15,13 +28,22 @@ class Export:
     help = "Export a checkpoint folder to a bundle of ONNX graphs; each is checked against its torch module."
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("checkpoint", type=Path, help="folder with config.json and <network>.safetensors")
+        parser.add_argument(
+            "checkpoint", type=Path, nargs="?", help="folder with config.json and <network>.safetensors"
+        )
+        published = parser.add_argument_group(
+            "published weights instead (a Hugging Face folder, a .safetensors or a .pt file each)"
+        )
+        for network, (required, what) in _PUBLISHED.items():
+            published.add_argument(f"--{network}", type=Path, metavar="PATH", help=f"{what}{required}")
+        published.add_argument(
+            "--exact", action="store_true", help="exact position tables, not as the published bf16 run had them"
+        )
         parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle to write; must not exist yet")
         parser.add_argument("--precision", default="fp32,fp16", metavar="P,P", help="precision sets (default: both)")
         parser.add_argument("--only", metavar="GRAPH,GRAPH", help="export these graphs alone, e.g. dit,vae_decoder")
 
     def run(self, args: argparse.Namespace) -> int:
-        from arlon_export.checkpoint import read_checkpoint
         from arlon_export.export import GraphDone, export_bundle
 
         console = Console(highlight=False)
@@ -34,7 +56,7 @@ class Export:
 
         only = _names(args.only) if args.only else None
         bundle = export_bundle(
-            read_checkpoint(args.checkpoint), args.output, precisions=_names(args.precision), only=only, on_graph=report
+            _checkpoint(args), args.output, precisions=_names(args.precision), only=only, on_graph=report
         )
         total = sum(f.size for f in bundle.manifest.files.values())
         console.print(f"{args.output}: {len(bundle.manifest.graphs)} graphs, {total / 2**20:.2f} MiB")
@@ -66,6 +88,22 @@ class Parity:
         failed = sum(not r.passed for r in results)
         console.print(f"{len(results) - failed} of {len(results)} comparisons pass")
         return 1 if failed else 0
+
+
+def _checkpoint(args: argparse.Namespace) -> Checkpoint:
+    """What the arguments of `Export` name: a checkpoint folder, or published weights network by network."""
+    from arlon_export.checkpoint import read_checkpoint
+    from arlon_export.published import read_published
+
+    given = {n: path for n in _PUBLISHED if (path := getattr(args, n.replace("-", "_"))) is not None}
+    if args.checkpoint is not None:
+        if given or args.exact:
+            names = ", ".join([f"--{n}" for n in given] + ["--exact"] * args.exact)
+            raise OptionsError(f"checkpoint is {args.checkpoint} and {names} is given, too; give one or the other")
+        return read_checkpoint(args.checkpoint)
+    if missing := [f"--{n}" for n, (required, _) in _PUBLISHED.items() if required and n not in given]:
+        raise OptionsError(f"{', '.join(missing)} missing; give them, or a checkpoint folder")
+    return read_published(**{n.replace("-", "_"): path for n, path in given.items()}, exact=args.exact)
 
 
 def _names(text: str) -> list[str]:

@@ -19,6 +19,8 @@ from arlon_export.checkpoint import Checkpoint, build_module, expected_shapes
 from arlon_export.published import read_published
 from arlon_export.published_config import dit_config, ratio, text_config, vae_config
 from arlon_export.state_dict import StateDict, StoredTensor
+from arlon_rt.bundle import Bundle
+from arlon_rt.cli import main
 from arlon_rt.config import (
     ARConfig,
     DiTConfig,
@@ -432,3 +434,43 @@ def test_a_single_file_does_not_take_the_config_of_its_neighbours(published: Pub
 def test_a_ratio_gives_the_width_back(part: int, whole: int) -> None:
     assert int(whole * ratio(part, whole)) == part
     assert ratio(part, whole) == pytest.approx(part / whole)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def command(published: Published, *arguments: str) -> list[str]:
+    paths = published.paths()
+    named = ["--dit", str(paths["dit"]), "--vae", str(paths["vae"]), "--text-encoder", str(paths["text"])]
+    return ["export", *named, "-o", str(published.folder / "my.bundle"), *arguments]
+
+
+def test_the_command_exports_published_weights_as_a_baseline_bundle(published: Published) -> None:
+    assert main(command(published, "--precision", "fp32", "--only", "caption")) == 0
+    bundle = Bundle.open(published.folder / "my.bundle")
+    assert bundle.is_baseline
+    assert bundle.model.dit.precision_tables == "bf16"
+    assert set(bundle.manifest.graphs) == {"caption"}
+
+
+def test_the_command_refuses_spoilt_weights_and_leaves_no_bundle(
+    published: Published, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published.save("dit", lambda state: state.pop("final_layer.linear.bias"))
+    assert main(command(published)) == 2
+    assert "final_layer.linear.bias" in capsys.readouterr().err
+    assert not (published.folder / "my.bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dit", "a"], "--vae, --text-encoder missing"),
+        (["folder", "--vae", "b", "--exact"], "--vae, --exact is given"),
+    ],
+)
+def test_what_to_export_is_said_once_and_wholly(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", *arguments, "-o", "never"]) == 2
+    assert message in capsys.readouterr().err
