@@ -18,6 +18,8 @@ PACES = {"slow": ("slowly", "at a slow pace"), "fast": ("fast", "quickly", "at a
 SYNONYMS = {"gray": ("gray", "grey"), "purple": ("purple", "violet"), "circle": ("circle", "disc", "disk")}
 UNSAID = {"black": 0.4, "gray": 0.1, "brown": 0.1}
 """How often a caption leaves its background out: what is unsaid is most often black."""
+UNSAID_AGAIN = 0.5
+"""Likewise where the video already shows it, whichever it is: what is unsaid stays."""
 
 
 def canonical(scene: Scene) -> str:
@@ -27,13 +29,18 @@ def canonical(scene: Scene) -> str:
     return f"a {scene.colour} {scene.shape} {motion} on a {scene.background} background"
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of ``scene`` in varied words; the background, and it alone, may stay unsaid."""
+def caption(scene: Scene, rng: np.random.Generator, shown: bool = False) -> str:
+    """A caption of ``scene`` in varied words; the background, and it alone, may stay unsaid.
+
+    ``shown``: the video shows this background already.
+    """
+    unsaid = UNSAID_AGAIN if shown else UNSAID[scene.background]
     if rng.random() < 0.2:
-        return canonical(scene)
+        words = canonical(scene)
+        return words.split(" on a ")[0] if shown and rng.random() < unsaid else words
     subject = f"{_article(rng)} {_spelled(rng, scene.colour)} {_spelled(rng, scene.shape)}"
     sentence = f"{subject} {_motion(scene, rng)}"
-    if rng.random() < UNSAID[scene.background]:
+    if rng.random() < unsaid:
         return sentence
     backdrop = f"on {_article(rng)} {_spelled(rng, scene.background)} background"
     return f"{backdrop}, {sentence}" if rng.random() < 0.25 else f"{sentence} {backdrop}"

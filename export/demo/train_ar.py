@@ -61,7 +61,8 @@ class Windows:
                 codes[row, :known] = before
                 captions.append(canonical(self.corpus.scene(clip, bounds[scene])))  # says the background
             else:
-                captions.append("" if null else self.corpus.caption(clip, bounds[scene], draw))
+                shown = varied and known > start  # at a switch, too, the background stays
+                captions.append("" if null else self.corpus.caption(clip, bounds[scene], draw, shown))
             frame = torch.arange(start, start + frames)
             spoken.append(((frame >= known) & (frame < end)).repeat_interleave(per_frame))
             windows.append(codes[row, start:start + frames].flatten())

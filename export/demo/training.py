@@ -138,8 +138,9 @@ def train(
     if path.is_file():
         saved = torch.load(path, map_location=args.device, weights_only=True)
         model.load_state_dict(saved["model"])
-        for stepper, state in zip(steppers, saved["optimizers"], strict=True):
-            stepper.load_state_dict(state)
+        if "optimizers" in saved:  # `demo.restore` has none: a bundle keeps weights alone
+            for stepper, state in zip(steppers, saved["optimizers"], strict=True):
+                stepper.load_state_dict(state)
         averaged.state, start, seconds = saved["ema"], saved["step"], saved["seconds"]
     end = min(s.steps, args.steps or s.steps)
     mean: dict[str, float] = {}

@@ -95,9 +95,9 @@ class Corpus:
         """The scene that latent ``latent`` of a clip shows."""
         return self.pool.clips[clip].scene_at(latent // CHUNK_LATENTS * FRAMES_PER_CHUNK)
 
-    def caption(self, clip: int, latent: int, draw: np.random.Generator) -> str:
-        """That scene in fresh words."""
-        return caption(self.scene(clip, latent), draw)
+    def caption(self, clip: int, latent: int, draw: np.random.Generator, shown: bool = False) -> str:
+        """That scene in fresh words; ``shown``: what comes before shows its background."""
+        return caption(self.scene(clip, latent), draw, shown)
 
     def switches(self, clip: int) -> list[int]:
         """Latents at which a clip's prompt switches."""

@@ -33,7 +33,7 @@ from demo.latents import (
 from demo.muon import Muon, hidden_weights, optimizers, orthogonal
 from demo.train_ar import CONTEXT_FRAMES, Windows, code_logits, mixed_with_own
 from demo.train_autoencoder import CROP, cropped
-from demo.train_dit import CODECS, Window, coarse_window, draw_window, faulty, kept_frames
+from demo.train_dit import CODECS, Window, coarse_window, draw_window, faulty, kept_frames, wavering
 from demo.training import Recipe, Schedule, arguments, learning_rate, rng, train
 from demo.windows import Corpus
 from demo.world import HELD_OUT, render, sample_scene
@@ -184,7 +184,7 @@ class PlainCorpus(Corpus):
 
     heard: list[str]
 
-    def caption(self, clip: int, latent: int, draw: np.random.Generator) -> str:
+    def caption(self, clip: int, latent: int, draw: np.random.Generator, shown: bool = False) -> str:
         return canonical(self.scene(clip, latent))
 
     def text(self, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -283,6 +283,25 @@ def test_the_generated_frames_go_on_from_shifted_kept_ones_and_mend_recoloured_o
         assert torch.equal(kept[clip], (own if whole else twins)[clip])
     for at_all in faulty(rng(0, 1), window, corpus, mask, {"shifted": 0.0, "recoloured": 0.0}):
         assert torch.equal(at_all, own)
+
+
+def test_a_background_that_is_off_in_one_chunk_flickers_and_one_that_is_off_throughout_does_not():
+    mask = torch.ones(1, 10, dtype=torch.bool)
+    steady, chunk = torch.full((1, 4, 10, SIDE, SIDE), 0.1), torch.zeros(1, 4, 10, SIDE, SIDE)
+    chunk[:, :, 5:] = 0.1
+    assert [float(v) for v in wavering(steady, mask)] == pytest.approx([0.01, 0.0])
+    assert [float(v) for v in wavering(chunk, mask)] == pytest.approx([0.005, 0.01 / 9])
+    noise = torch.randn(1, 4, 10, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    assert float(wavering(noise, mask)[0]) == pytest.approx(1 / 16, rel=0.3)
+
+
+def test_a_step_from_kept_frames_to_made_ones_counts_and_one_between_kept_frames_does_not():
+    mask = torch.tensor([[False] * 5 + [True] * 5])
+    error = torch.zeros(1, 4, 10, SIDE, SIDE)
+    error[:, :, 5:] = 0.1
+    tint, flicker = wavering(error, mask)
+    assert float(tint) == pytest.approx(0.01)
+    assert float(flicker) == pytest.approx(0.01 / 5)
 
 
 @dataclass(frozen=True)

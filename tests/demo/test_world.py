@@ -158,6 +158,13 @@ def test_an_unsaid_background_is_most_often_black():
     assert set(unsaid) == set(UNSAID)
 
 
+def test_a_background_that_is_shown_already_goes_unsaid_whichever_it_is():
+    rng = np.random.default_rng(6)
+    scenes = [sample_scene(rng) for _ in range(900)]
+    said = {b: [("background" in caption(s, rng, shown=True)) for s in scenes if s.background == b] for b in UNSAID}
+    assert all(0.35 < np.mean(share) < 0.65 for share in said.values())
+
+
 def test_the_corpus_holds_every_word_a_canonical_caption_uses():
     words = set(re.findall(r"[a-z]+", " ".join(corpus(2000, np.random.default_rng(5)))))
     for speed in SPEEDS:
