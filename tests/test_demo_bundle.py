@@ -14,6 +14,7 @@ from arlon_rt import GenerateOptions, Pipeline
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from demo.captions import canonical
 from demo.score import prompts, score
+from demo.world import render, sample_scene
 
 PROMPT = "a red circle moves right on a black background"
 SWITCH = ["--prompt", f"0:{PROMPT}", "--prompt", "5:a blue square moves up on a black background"]
@@ -42,14 +43,24 @@ def test_the_bundle_is_whole_and_at_most_16_megabytes() -> None:
     assert sum(p.stat().st_size for p in demo_bundle_path().rglob("*") if p.is_file()) <= 16e6
 
 
-def test_half_of_sixteen_prompts_show_the_right_colour_and_motion() -> None:
+def test_latents_have_mean_0_and_deviation_1_as_the_transformer_was_trained_with() -> None:
+    """A wrong shift or scale still makes videos: pale ones, whose colours jump from chunk to chunk."""
+    rng = np.random.default_rng(3)
+    with Pipeline.open() as pipeline:
+        encoder = pipeline._stages.vae_encoder
+        latents = np.concatenate([encoder.encode(render(sample_scene(rng), 17)) for _ in range(48)])
+    assert np.abs(latents.mean(axis=(0, 2, 3, 4))).max() < 0.2
+    assert np.abs(latents.std(axis=(0, 2, 3, 4)) - 1).max() < 0.12
+
+
+def test_nearly_all_of_sixteen_prompts_show_the_right_colour_and_motion() -> None:
     scenes = prompts(8, np.random.default_rng(1), held_out=False) + prompts(8, np.random.default_rng(2), held_out=True)
     right = 0
     with Pipeline.open() as pipeline:
         for seed, scene in enumerate(scenes):
             found = score(pipeline.generate(canonical(scene), GenerateOptions(seed=seed)).frames, scene)
             right += found["colour"] and found["direction"]
-    assert right >= len(scenes) / 2
+    assert right >= len(scenes) - 2
 
 
 def test_the_same_seed_makes_the_same_file_and_seed_steps_and_prompt_each_change_it(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from arlon_export.modules.ar import TokenModel
+from arlon_export.modules.vae import VideoVAE
 from arlon_export.modules.vq import VQVAE
 from arlon_rt.segments import Segment, plan
 from arlon_rt.vqvae import VQDecoder
 from demo.captions import canonical
-from demo.config import ar_config, model_config, vq_config
+from demo.config import ar_config, model_config, vae_config, vq_config
 from demo.latents import (
     CHUNK_LATENTS,
     CLIP_LATENTS,
@@ -27,6 +28,7 @@ from demo.latents import (
     SHARD_CLIPS,
     LatentPool,
     clip_of,
+    encode_clip,
     is_recoloured,
     twin_of,
 )
@@ -34,9 +36,10 @@ from demo.muon import Muon, hidden_weights, optimizers, orthogonal
 from demo.train_ar import CONTEXT_FRAMES, Windows, code_logits, mixed_with_own
 from demo.train_autoencoder import CROP, cropped
 from demo.train_dit import CODECS, Window, coarse_window, draw_window, faulty, kept_frames, wavering
+from demo.trained import check_latents
 from demo.training import Recipe, Schedule, arguments, learning_rate, rng, train
 from demo.windows import Corpus
-from demo.world import HELD_OUT, render, sample_scene
+from demo.world import HELD_OUT, render, render_clip, sample_scene
 
 SIDE = 8
 """Rows and columns of the demo's latents."""
@@ -171,6 +174,17 @@ def test_the_pool_takes_in_shards_as_they_come_and_normalises_by_the_first(tmp_p
     first = pool.batch(list(range(SHARD_CLIPS)), *statistics)
     assert float(first.mean()) == pytest.approx(0, abs=0.01)
     assert float(first.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_latents_that_the_autoencoder_does_not_make_are_refused(tmp_path: Path):
+    torch.manual_seed(0)
+    vae, other = VideoVAE(vae_config()).eval(), VideoVAE(vae_config([0.2] * 4, [1.3] * 4)).eval()
+    other.load_state_dict({k: v for k, v in vae.state_dict().items() if k not in ("shift", "scale")}, strict=False)
+    made = encode_clip(vae, render_clip(clip_of(0), 64), "cpu")
+    pool = LatentPool(tmp_path, clip_of, [made], [clip_of(0)])
+    check_latents(pool, vae)
+    with pytest.raises(SystemExit, match=r"make them again with `python -m demo\.latents`"):
+        check_latents(pool, other)
 
 
 # -- windows ---------------------------------------------------------------------------------------------------------

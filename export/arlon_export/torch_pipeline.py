@@ -1,0 +1,78 @@
+"""A pipeline whose graphs are PyTorch modules in float32: what exported graphs are held to, training is looked at with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from arlon_export.wrappers import GraphModule
+from arlon_rt.config import ModelConfig
+from arlon_rt.graphs import GraphSpec, graph_specs
+from arlon_rt.pipeline import Pipeline
+from arlon_rt.stages import Stages
+
+OnCall = Callable[[GraphSpec, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]], None]
+"""Called with a graph's spec, what it was fed and what it gave."""
+
+
+class TorchSession:
+    """One graph of the contract as its PyTorch module, fp32; arrays serve as handles."""
+
+    float_dtype = np.dtype(np.float32)
+
+    def __init__(self, spec: GraphSpec, network: Callable[[], nn.Module], on_call: OnCall | None = None) -> None:
+        self.spec, self._network, self._on_call = spec, network, on_call
+
+    def run(self, feed: Mapping[str, NDArray[Any]], hold: Collection[str] = ()) -> dict[str, NDArray[Any]]:
+        given = {t.name: np.ascontiguousarray(feed[t.name]) for t in self.spec.inputs}
+        outputs = run_module(GraphModule(self.spec, self._network()), self.spec, given)
+        if self._on_call:
+            self._on_call(self.spec, given, outputs)
+        return outputs
+
+    def upload(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        return array
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unexported:
+    """What a pipeline asks of a bundle."""
+
+    model: ModelConfig
+    tokenizer_path: Path
+    defaults: Mapping[str, Any]
+
+
+def run_module(
+    module: nn.Module, spec: GraphSpec, feed: Mapping[str, NDArray[Any]], dtype: torch.dtype = torch.float32
+) -> dict[str, NDArray[Any]]:
+    """The graph's outputs by name, floats as float32; ``module`` is its `GraphModule`, with weights of ``dtype``."""
+    with torch.inference_mode():
+        given = (torch.from_numpy(feed[t.name]).to(dtype if t.dtype == "float" else None) for t in spec.inputs)
+        outputs = module(*given)
+    floats = {t.name: value.float() if value.is_floating_point() else value
+              for t, value in zip(spec.outputs, outputs, strict=False)}
+    return {name: value.numpy() for name, value in floats.items()}
+
+
+def torch_pipeline(
+    model: ModelConfig, network: Callable[[str], nn.Module], tokenizer: Path, defaults: Mapping[str, Any],
+    on_call: OnCall | None = None,
+) -> Pipeline:
+    """A pipeline of modules, fp32 on the CPU; ``network`` gives the module of that name, and is asked at each run."""
+    unexported: Any = Unexported(model=model, tokenizer_path=tokenizer, defaults=defaults)
+    sessions: Any = {
+        name: TorchSession(spec, lambda name=spec.network: network(name), on_call)  # type: ignore[misc]
+        for name, spec in graph_specs(model).items()
+    }
+    return Pipeline(unexported, Stages.of(unexported, sessions, "fp32"))
