@@ -424,7 +424,7 @@ def test_a_video_is_learned_from_its_first_code_on(corpus: PlainCorpus, rows: li
 
 def test_a_variant_differs_from_its_base_in_what_it_names_alone():
     usual, variant = Recipe.load("dit"), Recipe.load("dit_one_layer")
-    assert variant.schedule == dataclasses.replace(usual.schedule, steps=500)
+    assert variant.schedule == dataclasses.replace(usual.schedule, steps=500, batch_size=8)
     assert variant.tables["injection"] == {"layers": [0]} != usual.tables["injection"]
     assert variant.tables["model"] == usual.tables["model"]
     different = {k for k, v in variant.tables["training"].items() if usual.tables["training"][k] != v}
