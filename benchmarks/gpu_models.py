@@ -175,7 +175,7 @@ def export_bundle(folder: Path, model: ModelConfig, spec: GraphSpec, network: nn
     file, weights = f"onnx/{spec.name}.{precision}.onnx", f"{spec.name}.data"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own insides
-        graph = export_graph(model, spec, network, half=precision == "fp16")
+        graph = export_graph(model, spec, network, precision=precision)
     ir.save(graph, folder / file, external_data=weights)
     entry = GraphEntry(
         file=file, data=(f"onnx/{weights}",) if (folder / "onnx" / weights).exists() else (),

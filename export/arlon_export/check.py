@@ -1,8 +1,13 @@
-"""Each exported graph against its torch module: ONNX Runtime on random feeds at two sets of axis sizes."""
+"""Each exported graph against its torch module: ONNX Runtime on random feeds at two sets of axis sizes.
+
+A graph too large for that within a limit of memory, and every bf16 graph, which no CPU runs, is checked for less; its
+`Agreement` says for what.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +16,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from arlon_export.errors import ExportError
-from arlon_export.feeds import Feed, Sizes, check_sizes, numpy_dtype, random_feed
-from arlon_export.precision import FLOAT_TOLERANCE, LEVEL_TOLERANCE, TOKEN_TOLERANCE, network_for
+from arlon_export.feeds import Feed, Sizes, check_sizes, random_feed
+from arlon_export.network import Network
+from arlon_export.precision import (
+    FLOAT_TOLERANCE,
+    LEVEL_TOLERANCE,
+    RUNS_ON_CPU,
+    TOKEN_TOLERANCE,
+    TORCH_DTYPE,
+    network_for,
+)
 from arlon_export.wrappers import GraphModule
 from arlon_rt.backends.session import open_session
 from arlon_rt.bundle import Bundle
@@ -36,49 +49,97 @@ class Agreement:
 
     errors: Mapping[str, float]
     """Worst error of each output: relative for floats, share of tokens, mean difference in levels for frames."""
-    unproven: tuple[str, ...]
+    unproven: tuple[str, ...] = ()
     """Outputs that were all zero, or changed nothing, at some sizes: there is nothing to be close to, as with the
     zero-initialised last layers of an untrained checkpoint."""
+    executed: bool = True
+    """Whether ONNX Runtime ran the graph; if not, ``errors`` are those of the torch module in the set's precision."""
+    not_compared: str = ""
+    """Why nothing was computed at all; empty: it was."""
 
     def __str__(self) -> str:
+        if self.not_compared:
+            return f"NOT COMPARED ({self.not_compared}); structure and finite weights checked"
         shown = [name for name in self.errors if name not in self.unproven]
         worst = max(shown, key=lambda name: self.errors[name], default=None)
         parts = [f"{worst} within {self.errors[worst]:.1e}"] if worst else []
-        return ", ".join([*parts, *(f"{name} NOT COMPARED (all zero)" for name in self.unproven)])
+        parts += [f"{name} NOT COMPARED (all zero)" for name in self.unproven]
+        return ", ".join(parts) + ("" if self.executed else " of its module in torch; the graph was NOT RUN")
+
+    @property
+    def summary(self) -> str:
+        """For the manifest: what was done, without figures that differ from machine to machine."""
+        if self.not_compared:
+            return f"not compared: {self.not_compared}; onnx.checker, finite weights"
+        if not self.executed:
+            return "not run: ONNX Runtime has no bf16 kernels on a CPU; onnx.checker, module in torch bf16 against fp32"
+        zero = f"; all zero: {', '.join(self.unproven)}" if self.unproven else ""
+        return f"run by ONNX Runtime on a CPU against torch in fp32{zero}"
+
+
+def check_within(
+    limit: int, bundle: Bundle, spec: GraphSpec, network: Network, names: Collection[str], precision: str
+) -> Agreement:
+    """`check_graph`, where comparing takes at most ``limit`` bytes of memory; ``names`` are the graph's weights."""
+    needed = comparison_bytes(network, names, precision)
+    if needed > limit:
+        reason = f"comparing needs {needed / 2**30:.1f} GiB of memory, {limit / 2**30:.1f} GiB are allowed"
+        return Agreement({}, executed=False, not_compared=reason)
+    return check_graph(bundle, spec, network.loaded(names), precision)
+
+
+def comparison_bytes(network: Network, names: Collection[str], precision: str) -> int:
+    """Anonymous memory that comparing one graph takes, activations aside.
+
+    Weights that their file holds in fp32 stay mapped in torch. ONNX Runtime widens or re-orders every weight once and
+    holds both for a moment; a half-precision set has its torch module beside the fp32 one.
+    """
+    total = 0
+    for name in names:
+        stored = network.tensors[name]
+        widened = 0 if stored.dtype == torch.float32 and stored.source else 4
+        session = 8 if precision in RUNS_ON_CPU else 0
+        rounded = 0 if precision == "fp32" else 2
+        total += math.prod(stored.shape) * (widened + session + rounded)
+    return total
 
 
 def check_graph(bundle: Bundle, spec: GraphSpec, network: nn.Module, precision: str) -> Agreement:
     """Compare one graph of ``bundle`` with ``network`` (fp32) at two sets of axis sizes.
 
     ONNX Runtime computes fp16 graphs in fp32 where its CPU has no fp16 kernel, so for that set the torch module in fp16
-    is compared, too: it rounds after each operator, as a GPU does.
+    is compared, too: it rounds after each operator, as a GPU does. A bf16 graph does not run on a CPU at all; there the
+    torch module in bf16 is all that is compared.
 
     Raises:
         ExportError: an output is further off than precision.py allows; the message names it, the sizes and the error.
     """
     exact = GraphModule(spec, network).eval()
-    half = GraphModule(spec, network_for(network, precision)).eval() if precision == "fp16" else None
-    session = open_session(bundle, spec.name, precision=precision, threads=1)
+    runs: list[Callable[[Feed], Outputs]] = []
+    session = None
+    if precision in RUNS_ON_CPU:
+        session = open_session(bundle, spec.name, precision=precision, threads=1)
+        runs.append(session.run)
+    if precision != "fp32":
+        rounded, dtype = GraphModule(spec, network_for(network, precision)).eval(), TORCH_DTYPE[precision]
+        runs.append(lambda feed: _run_torch(spec, rounded, feed, dtype))
     worst: dict[str, float] = {}
     unproven: list[str] = []
     try:
         for sizes in check_sizes(bundle.model, spec):
-            def draws(run: Callable[[Feed], Outputs], sizes: Sizes = sizes) -> list[Outputs]:
-                return _draws(bundle.model, spec, sizes, run)
-
-            feed = random_feed(bundle.model, spec, sizes, half=False, seed=0)
-            expected = draws(lambda feed: _run_torch(spec, exact, feed))
+            feeds = _feeds(bundle.model, spec, sizes, precision)
+            feed = feeds[0]
+            expected = _draws(spec, feeds, lambda feed: _run_torch(spec, exact, feed, torch.float32))
             unproven += [t.name for t in spec.outputs if t.dtype != "int64" and not _signal(t, feed, expected).any()]
-            found = [draws(session.run)]
-            if half is not None:
-                found.append(draws(lambda feed: _run_torch(spec, half, _in_half(spec, feed))))
-            for outputs in found:
+            for run in runs:
+                outputs = _draws(spec, feeds, run)
                 errors = {t.name: _error(t, feed, outputs, expected) for t in spec.outputs}
                 _require(spec, precision, sizes, errors)
                 worst = {name: max(error, worst.get(name, 0.0)) for name, error in errors.items()}
     finally:
-        session.close()
-    return Agreement(worst, tuple(dict.fromkeys(unproven)))
+        if session is not None:
+            session.close()
+    return Agreement(worst, tuple(dict.fromkeys(unproven)), executed=session is not None)
 
 
 def relative_error(actual: Array, expected: Array) -> float:
@@ -90,24 +151,35 @@ def relative_error(actual: Array, expected: Array) -> float:
     return float(error) if np.isfinite(error) else float("inf")
 
 
-def _draws(c: ModelConfig, spec: GraphSpec, sizes: Sizes, run: Callable[[Feed], Outputs]) -> list[Outputs]:
-    """Outputs of the first run (seed 0), and the drawn tokens of the others."""
+def _feeds(c: ModelConfig, spec: GraphSpec, sizes: Sizes, precision: str) -> list[Feed]:
+    """Inputs of every run, one a seed. For bf16, which numpy lacks, they are float32 of values that bf16 holds."""
+    feeds = [random_feed(c, spec, sizes, half=False, seed=seed) for seed in range(_DRAWS.get(spec.name, 1))]
+    if precision == "bf16":
+        for feed in feeds:
+            for tensor in spec.inputs:
+                if tensor.dtype == "float":
+                    feed[tensor.name] = torch.from_numpy(feed[tensor.name]).bfloat16().float().numpy()
+    return feeds
+
+
+def _draws(spec: GraphSpec, feeds: Sequence[Feed], run: Callable[[Feed], Outputs]) -> list[Outputs]:
+    """Outputs of the first run, and the drawn tokens of the others."""
     tokens = {t.name for t in spec.outputs if t.dtype == "int64"}
-    kept = []
-    for seed in range(_DRAWS.get(spec.name, 1)):
-        outputs = run(random_feed(c, spec, sizes, half=False, seed=seed))
-        kept.append(outputs if seed == 0 else {name: outputs[name] for name in tokens})
+    first, *others = feeds
+    kept: list[Outputs] = [run(first)]
+    for feed in others:
+        outputs = run(feed)
+        kept.append({name: outputs[name] for name in tokens})
     return kept
 
 
-def _run_torch(spec: GraphSpec, module: nn.Module, feed: Feed) -> dict[str, Array]:
+def _run_torch(spec: GraphSpec, module: nn.Module, feed: Feed, dtype: torch.dtype) -> dict[str, Array]:
+    """Outputs of a module whose float inputs are ``dtype``."""
+    inputs = [torch.from_numpy(feed[t.name]) for t in spec.inputs]
     with torch.inference_mode():
-        outputs = module(*(torch.from_numpy(feed[t.name]) for t in spec.inputs))
-    return {t.name: value.numpy() for t, value in zip(spec.outputs, outputs, strict=False)}
-
-
-def _in_half(spec: GraphSpec, feed: Feed) -> Feed:
-    return {t.name: feed[t.name].astype(numpy_dtype(t, half=True)) for t in spec.inputs}
+        outputs = module(*(x.to(dtype) if t.dtype == "float" else x for t, x in zip(spec.inputs, inputs, strict=True)))
+    wide = (value.float() if value.dtype == torch.bfloat16 else value for value in outputs)  # numpy has no bfloat16
+    return {t.name: value.numpy() for t, value in zip(spec.outputs, wide, strict=False)}
 
 
 def _signal(tensor: TensorSpec, feed: Feed, runs: Sequence[Outputs]) -> Array:
@@ -116,7 +188,8 @@ def _signal(tensor: TensorSpec, feed: Feed, runs: Sequence[Outputs]) -> Array:
     carried = tensor.alias or _CHANGED.get(tensor.name)
     if carried is None:
         return values
-    change: Array = values.astype(np.float64) - feed[carried].astype(values.dtype).astype(np.float64)
+    before = feed[carried].astype(values.dtype).astype(np.float64)
+    change: Array = values.astype(np.float64) - before
     return change
 
 

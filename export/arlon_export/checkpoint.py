@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from arlon_export.network import Network, open_network
 from arlon_export.state_dict import StateDict, check_fit, open_state_dict
 from arlon_rt.config import ModelConfig, from_json, to_json
 from arlon_rt.errors import BundleError, BundleNotFoundError
@@ -44,12 +45,21 @@ class Checkpoint:
         Raises:
             BundleError: keys are missing, unknown or of another shape than the configuration says; all are named.
         """
+        weights = self._weights(network)
+        module = build_module(self.model, network)
+        load_weights(module, weights, f"the checkpoint's {network}")
+        return module.eval().requires_grad_(False)
+
+    def network(self, network: str) -> Network:
+        """``network`` without its weights in memory; raises as `module` does."""
+        what = f"the checkpoint's {network}"
+        return open_network(network, lambda: build_module(self.model, network), self._weights(network), what)
+
+    def _weights(self, network: str) -> StateDict:
         if network not in self.weights:
             there = ", ".join(self.weights) or "none"
             raise BundleError(f"the checkpoint has no weights of {network}; networks there: {there}")
-        module = build_module(self.model, network)
-        load_weights(module, self.weights[network], f"the checkpoint's {network}")
-        return module.eval().requires_grad_(False)
+        return self.weights[network]
 
 
 def build_module(model: ModelConfig, network: str) -> nn.Module:

@@ -14,6 +14,7 @@ from arlon_rt.errors import OptionsError
 if TYPE_CHECKING:
     from arlon_export.checkpoint import Checkpoint
 
+MOST_GIB = 4096
 _PUBLISHED = {
     "dit": (" (required)", "STDiT3"), "vae": (" (required)", "the video autoencoder"),
     "text-encoder": (" (required)", "T5 v1.1 with its spiece.model"), "ar": ("", "ARLON's token model"),
@@ -25,7 +26,10 @@ _PUBLISHED = {
 class Export:
     """The command; see `arlon_rt.cli.Command`."""
 
-    help = "Export a checkpoint folder to a bundle of ONNX graphs; each is checked against its torch module."
+    help = (
+        "Export a checkpoint to a bundle of ONNX graphs, each checked against its module as far as memory allows. "
+        "When interrupted, the same command goes on where it stopped."
+    )
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -40,24 +44,29 @@ class Export:
             "--exact", action="store_true", help="exact position tables, not as the published bf16 run had them"
         )
         parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle to write; must not exist yet")
-        parser.add_argument("--precision", default="fp32,fp16", metavar="P,P", help="precision sets (default: both)")
+        parser.add_argument(
+            "--precision", default="fp32,fp16", metavar="P,P", help="sets of fp32, fp16, bf16 (default: fp32,fp16)"
+        )
         parser.add_argument("--only", metavar="GRAPH,GRAPH", help="export these graphs alone, e.g. dit,vae_decoder")
+        parser.add_argument(
+            "--compare-memory", type=float, metavar="GIB",
+            help="memory for comparing a graph with its module; larger graphs are not compared (default: 2.5)",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
-        from arlon_export.export import GraphDone, export_bundle
+        from arlon_export.display import Display
+        from arlon_export.export import COMPARE_BYTES, export_bundle
 
         console = Console(highlight=False)
-
-        def report(done: GraphDone) -> None:
-            console.print(
-                f"[{done.done:2d}/{done.total}]".replace("[", r"\[")
-                + f" {done.graph}.{done.precision}: {done.onnx_bytes / 1024:.0f} KiB, {done.agreement}"
+        memory = args.compare_memory
+        if memory is not None and not 0 <= memory <= MOST_GIB:
+            raise OptionsError(f"--compare-memory is {memory:g}; it must be 0 to {MOST_GIB} GiB")
+        with Display(console) as display:
+            bundle = export_bundle(
+                _checkpoint(args), args.output, precisions=_names(args.precision),
+                only=_names(args.only) if args.only else None, on_graph=display.graph, on_work=display.work,
+                compare_bytes=COMPARE_BYTES if memory is None else int(memory * 2**30),
             )
-
-        only = _names(args.only) if args.only else None
-        bundle = export_bundle(
-            _checkpoint(args), args.output, precisions=_names(args.precision), only=only, on_graph=report
-        )
         total = sum(f.size for f in bundle.manifest.files.values())
         console.print(f"{args.output}: {len(bundle.manifest.graphs)} graphs, {total / 2**20:.2f} MiB")
         return 0

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from arlon_export.errors import ExportError
-from arlon_export.feeds import Sizes, numpy_dtype, shape
+from arlon_export.feeds import Sizes, shape
 from arlon_rt.graphs import GraphSpec
+from arlon_rt.manifest import signature
 
-_ITEM_BYTES = {"float16": 2, "float32": 4, "int64": 8, "bool": 1, "uint8": 1}
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int64": 8, "bool": 1, "uint8": 1}
 
 
 def graph_flops(model: ir.Model, sizes: Mapping[str, int]) -> int:
@@ -22,11 +23,12 @@ def graph_flops(model: ir.Model, sizes: Mapping[str, int]) -> int:
     return sum(_node_flops(node, sizes) for node in model.graph)
 
 
-def graph_bytes(model: ir.Model, spec: GraphSpec, sizes: Sizes, *, half: bool) -> int:
+def graph_bytes(model: ir.Model, spec: GraphSpec, sizes: Sizes, *, precision: str) -> int:
     """Bytes one run must move at least: all weights once, all inputs, all outputs that are not written in place."""
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     tensors = [*spec.inputs, *(t for t in spec.outputs if t.alias is None)]
-    return weights + sum(math.prod(shape(t, sizes)) * _ITEM_BYTES[numpy_dtype(t, half)] for t in tensors)
+    dtypes = [dtype for _, dtype, _ in signature(tensors, precision)]
+    return weights + sum(math.prod(shape(t, sizes)) * _ITEM_BYTES[d] for t, d in zip(tensors, dtypes, strict=True))
 
 
 def _node_flops(node: ir.Node, sizes: Mapping[str, int]) -> int:

@@ -3,71 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-from torch import nn
 
-from arlon_export.check import Agreement, check_graph
 from arlon_export.checkpoint import TOKENIZER, Checkpoint
-from arlon_export.cost import graph_bytes, graph_flops
-from arlon_export.feeds import opt_sizes
-from arlon_export.precision import PRECISIONS, kept_fp32, network_for
-from arlon_export.to_onnx import export_graph, to_proto, weight_names
-from arlon_export.weights import WeightFile
+from arlon_export.disk import free_bytes, full_disk_named, largest_size, require_room
+from arlon_export.network import Network
+from arlon_export.part import Graphs, Part, export_part
+from arlon_export.precision import PRECISIONS, RUNS_ON_CPU
+from arlon_export.watch import GraphDone, Watch, Working
+from arlon_export.work_folder import WorkFolder, origin
 from arlon_rt.bundle import Bundle, write_manifest
-from arlon_rt.config import ModelConfig
+from arlon_rt.config import ModelConfig, to_json
 from arlon_rt.errors import BundleError, OptionsError, OutputError
 from arlon_rt.graphs import GraphSpec, graph_specs
-from arlon_rt.manifest import GraphEntry, signature
 
-Graphs = dict[str, dict[str, GraphEntry]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphDone:
-    """One graph of one precision set is exported and agrees with its torch module."""
-
-    graph: str
-    precision: str
-    done: int
-    total: int
-    onnx_bytes: int
-    agreement: Agreement
+COMPARE_BYTES = 5 << 29
+"""Memory that comparing a graph with its module may take by default: 2.5 GiB, so that all of it stays below 4 GB."""
 
 
 def export_bundle(
-    checkpoint: Checkpoint, output: Path, *, precisions: Sequence[str] = PRECISIONS,
+    checkpoint: Checkpoint, output: Path, *, precisions: Sequence[str] = RUNS_ON_CPU,
     only: Collection[str] | None = None, on_graph: Callable[[GraphDone], None] = lambda done: None,
+    on_work: Callable[[Working], None] = lambda working: None, compare_bytes: int = COMPARE_BYTES,
+    free: Callable[[Path], int] = free_bytes,
 ) -> Bundle:
     """Export ``checkpoint`` into the folder ``output``, which must not exist yet.
 
+    No network is ever in memory as a whole, unless it is compared with its graphs. An interrupted export leaves the
+    networks it finished in ``.NAME.partial`` beside ``output``; the same call goes on there.
+
     Args:
-        precisions: of ``"fp32"`` and ``"fp16"``.
+        precisions: of ``"fp32"``, ``"fp16"`` and ``"bf16"``.
         only: graphs to export; ``None`` exports all the configuration has.
         on_graph: called as each graph is done.
+        on_work: called as the export comes along.
+        compare_bytes: memory that comparing a graph with its torch module may take; a graph that needs more is not
+            compared, and its entry in the manifest says so.
+        free: bytes that can be written below a folder.
 
     Raises:
         OptionsError: a precision or graph name is unknown.
-        BundleError: the checkpoint lacks a network or has weights that do not fit.
+        BundleError: the checkpoint lacks a network or has weights that do not fit or are not finite.
+        OutputError: ``output`` exists, or the disk has no room for it.
         ExportError: a graph differs from its contract or its torch module; nothing is left under ``output``.
     """
     specs = _chosen(checkpoint.model, precisions, only)
     if output.exists():
         raise OutputError(f"{output} exists; remove it or choose another name")
+    parts = _parts(checkpoint, specs, precisions, compare_bytes)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as scratch:
-        folder = Path(scratch) / "bundle"
-        (folder / "onnx").mkdir(parents=True)
-        _write(checkpoint, folder, specs, precisions, on_graph)
+    work = WorkFolder(output)
+    with full_disk_named(output.parent), work.opened():
+        made = {part.network.name: work.finished(part.network.name, part.made_from) for part in parts}
+        left = [part for part in parts if made[part.network.name] is None]
+        sizes = [largest_size(part.network, len(part.specs), precisions) for part in left]
+        require_room(sizes, output.parent, free(output.parent))
+        watch = Watch(len(specs) * len(precisions), sum(part.network.nbytes for part in left), on_graph, on_work)
+        bundles = [_part(part, made[part.network.name], work, watch) for part in parts]
+        folder = _assemble(checkpoint, parts[0].model, bundles, work.fresh("bundle"))
         folder.rename(output)
+        work.discard()
     return Bundle.open(output)
 
 
@@ -78,84 +76,71 @@ def _chosen(model: ModelConfig, precisions: Sequence[str], only: Collection[str]
     ):
         if value not in known:
             raise OptionsError(f"{name} is {value!r}; this checkpoint has {', '.join(known)}")
-    return [s for s in specs.values() if only is None or s.name in only]
+    chosen = [s for s in specs.values() if only is None or s.name in only]
+    if not chosen or not precisions:
+        raise OptionsError("nothing is chosen to export; name one graph and one precision set, or leave both out")
+    return chosen
 
 
-def _write(
-    checkpoint: Checkpoint, folder: Path, specs: Sequence[GraphSpec], precisions: Sequence[str],
-    on_graph: Callable[[GraphDone], None],
-) -> None:
-    """Network by network, so that one at a time is in memory and a fault shows before the next is traced."""
+def _parts(
+    checkpoint: Checkpoint, specs: Sequence[GraphSpec], precisions: Sequence[str], compare_bytes: int
+) -> list[Part]:
+    """One part a network. Headers are read, and every key is checked, before any work is done."""
+    networks = [checkpoint.network(name) for name in dict.fromkeys(spec.network for spec in specs)]
+    model = checkpoint.model
+    if dit := next((network for network in networks if network.name == "dit"), None):
+        model = with_rotary_frequencies(model, dit)
+    parts = []
+    for network in networks:
+        tokenizer = checkpoint.tokenizer if network.name == "text" else None
+        if network.name == "text" and tokenizer is None:
+            raise BundleError(f"the checkpoint has no {TOKENIZER}; the text encoder cannot be used without it")
+        own = [spec for spec in specs if spec.network == network.name]
+        parts.append(Part(
+            model=model, network=network, specs=own, precisions=precisions, tokenizer=tokenizer,
+            defaults=checkpoint.defaults, compare_bytes=compare_bytes,
+            made_from=origin(
+                network, tokenizer, model=to_json(model), graphs=[spec.name for spec in own],
+                precisions=list(precisions), compare_bytes=compare_bytes,
+            ),
+        ))
+    return parts
+
+
+def _part(part: Part, made: Bundle | None, work: WorkFolder, watch: Watch) -> Bundle:
+    """The part's bundle, made before or now."""
+    if made is None:
+        return export_part(part, work.fresh(part.network.name), watch)
+    for graph, entries in made.manifest.graphs.items():
+        for precision in entries:
+            watch.graph(graph, precision, made.graph_file(graph, precision).stat().st_size, None)
+    return made
+
+
+def _assemble(checkpoint: Checkpoint, model: ModelConfig, bundles: Sequence[Bundle], folder: Path) -> Path:
+    """Move the files of all parts into ``folder`` and write its manifest; nothing is read again."""
     graphs: Graphs = {}
     parameters: dict[str, int] = {}
-    model, done, total = checkpoint.model, 0, len(specs) * len(precisions)
-    if any(s.network == "text" for s in specs):
-        if checkpoint.tokenizer is None:
-            raise BundleError(f"the checkpoint has no {TOKENIZER}; the text encoder cannot be used without it")
-        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
-    for network in dict.fromkeys(s.network for s in specs):
-        module = checkpoint.module(network)
-        if network == "dit":
-            model = with_rotary_frequencies(model, module)
-        own = [s for s in specs if s.network == network]
-        shipped = _write_network(model, folder, own, module, precisions, graphs)
-        parameters[network] = sum(p.numel() for name, p in module.named_parameters() if name in shipped)
-        write_manifest(
-            folder, model=model, defaults=checkpoint.defaults, graphs=graphs, provenance=checkpoint.provenance,
-            parameters=parameters,
-        )
-        bundle = Bundle.open(folder)
-        for spec, precision in itertools.product(own, precisions):
-            agreement = check_graph(bundle, spec, module, precision)
-            size = bundle.graph_file(spec.name, precision).stat().st_size
-            done += 1
-            on_graph(GraphDone(
-                graph=spec.name, precision=precision, done=done, total=total, onnx_bytes=size, agreement=agreement
-            ))
-
-
-def _write_network(
-    model: ModelConfig, folder: Path, specs: Sequence[GraphSpec], module: nn.Module, precisions: Sequence[str],
-    graphs: Graphs,
-) -> set[str]:
-    """Trace every graph of one network into ``folder/onnx`` and add its manifest entries to ``graphs``.
-
-    Returns the names of the weights that are in a graph; the VQ-VAE's encoder, for one, is in none.
-    """
-    shipped: set[str] = set()
-    data = folder / "onnx" / f"{specs[0].network}.data"
-    with WeightFile(data) as weights:
-        for precision in precisions:
-            traced = network_for(module, precision)
-            for spec in specs:
-                graph = export_graph(model, spec, traced, half=precision == "fp16")
-                entry = _entry(model, spec, graph, precision)
-                shipped |= weight_names(graph, module)
-                weights.externalise(graph, weight_names(graph, module))
-                (folder / entry.file).write_bytes(to_proto(graph).SerializeToString(deterministic=True))
-                graphs.setdefault(spec.name, {})[precision] = entry
-    for entries in (graphs[s.name] for s in specs):
-        for entry in entries.values():
-            onnx.checker.check_model(str(folder / entry.file))
-    return shipped
-
-
-def _entry(model: ModelConfig, spec: GraphSpec, graph: ir.Model, precision: str) -> GraphEntry:
-    half, sizes = precision == "fp16", opt_sizes(model, spec)
-    return GraphEntry(
-        file=f"onnx/{spec.name}.{precision}.onnx", data=(f"onnx/{spec.network}.data",),
-        inputs=signature(spec.inputs, precision), outputs=signature(spec.outputs, precision),
-        flops=graph_flops(graph, sizes), bytes=graph_bytes(graph, spec, sizes, half=half),
-        kept_fp32=kept_fp32(spec.name, graph) if half else {},
+    for bundle in bundles:
+        for name in bundle.manifest.files:
+            (bundle.path / name).rename(folder / name)
+        graphs |= {graph: dict(entries) for graph, entries in bundle.manifest.graphs.items()}
+        parameters |= bundle.manifest.parameters
+    write_manifest(
+        folder, model=model, defaults=checkpoint.defaults, graphs=graphs, provenance=checkpoint.provenance,
+        parameters=parameters, known={name: f for bundle in bundles for name, f in bundle.manifest.files.items()},
     )
+    return folder
 
 
-def with_rotary_frequencies(model: ModelConfig, dit: nn.Module) -> ModelConfig:
+def with_rotary_frequencies(model: ModelConfig, dit: Network) -> ModelConfig:
     """The configuration with the checkpoint's own ``rope.freqs``, where `DiTConfig.rope_theta` does not give them.
 
     The graphs take rotary tables as inputs, so the frequencies travel in the manifest.
     """
-    frequencies = dit.state_dict()["rope.freqs"].numpy()
+    frequencies = dit.tensors["rope.freqs"].load().float().numpy()
+    if not np.isfinite(frequencies).all():
+        raise BundleError("dit: rope.freqs has values that are not finite; the checkpoint is damaged or diverged")
     exponents = np.arange(0, model.dit.head_dim, 2) / model.dit.head_dim
     if np.allclose(frequencies, model.dit.rope_theta**-exponents, rtol=1e-6, atol=0):
         return model

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_export.precision import FLOAT_TOLERANCE
+from arlon_export.precision import FLOAT_TOLERANCE, RUNS_ON_CPU
 from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError, OutputError
 
 Array = NDArray[Any]
@@ -59,8 +59,8 @@ def run_parity(folder: Path, *, precision: str = "fp32", keep: Path | None = Non
         BundleNotFoundError: the folder holds no known file.
         BundleError: a family is incomplete or damaged.
     """
-    if precision not in FLOAT_TOLERANCE:
-        raise OptionsError(f"precision is {precision!r}; it must be one of {', '.join(FLOAT_TOLERANCE)}")
+    if precision not in RUNS_ON_CPU:
+        raise OptionsError(f"precision is {precision!r}; it must be one of {', '.join(RUNS_ON_CPU)}")
     if keep is not None and keep.exists():
         raise OutputError(f"{keep} exists; remove it or choose another name")
     found = families(folder)

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from arlon_export.check import relative_error
 from arlon_export.checkpoint import Checkpoint
 from arlon_export.export import export_bundle
 from arlon_export.modules.stdit3 import STDiT3
+from arlon_export.network import Network, open_network
 from arlon_export.parity import Array, Family, Result, field, read_cases
 from arlon_export.parity_dit import dit_checkpoint
+from arlon_export.state_dict import StoredTensor
 from arlon_rt.backends.session import Session, open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.config import DiTConfig
@@ -57,8 +59,10 @@ class ToyTransformer(STDiT3):
 class _ToyCheckpoint(Checkpoint):
     mixing: Array
 
-    def module(self, network: str) -> nn.Module:
-        return ToyTransformer(self.model.dit, self.mixing).eval().requires_grad_(False)
+    def network(self, network: str) -> Network:
+        toy = ToyTransformer(self.model.dit, self.mixing)
+        weights = {n: StoredTensor(n, tuple(t.shape), t.dtype, t.detach) for n, t in toy.state_dict().items()}
+        return open_network(network, lambda: ToyTransformer(self.model.dit, self.mixing), weights, "the toy network")
 
 
 def flow_family(path: Path) -> Family:

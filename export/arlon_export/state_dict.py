@@ -57,6 +57,8 @@ class StoredTensor:
     dtype: torch.dtype
     load: Callable[[], Tensor]
     """The tensor on the CPU in ``dtype``, mapped from its file; no other tensor is brought into memory."""
+    source: Path | None = None
+    """The file it lies in; ``None``: made in memory."""
 
 
 StateDict = Mapping[str, StoredTensor]
@@ -229,7 +231,7 @@ def _open_safetensors(path: Path) -> StateDict:
                 if dtype is None:
                     raise BundleError(f"{path}: {name} is {header.get_dtype()}; fp32, fp16 or bf16 is expected")
                 load = functools.partial(_load_safetensor, path, name)
-                found[name] = StoredTensor(name, tuple(header.get_shape()), dtype, load)
+                found[name] = StoredTensor(name, tuple(header.get_shape()), dtype, load, path)
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path} cannot be read as safetensors ({error}); download it again") from error
     return found
@@ -262,7 +264,7 @@ def _open_torch(path: Path) -> StateDict:
     except (OSError, RuntimeError, ValueError, LookupError, EOFError) as error:
         raise BundleError(f"{path} cannot be read as a torch file ({error!r:.200}); download it again") from error
     return {
-        name: StoredTensor(name, tuple(tensor.shape), tensor.dtype, tensor.detach)
+        name: StoredTensor(name, tuple(tensor.shape), tensor.dtype, tensor.detach, path)
         for name, tensor in _tensors(path, content).items()
     }
 

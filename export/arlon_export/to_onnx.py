@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
+from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype, to_torch_dtype
 from onnxscript.optimizer import fold_constants_ir
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
 from arlon_export.errors import ExportError
-from arlon_export.feeds import numpy_dtype, random_feed, trace_sizes
+from arlon_export.feeds import random_feed, trace_sizes
+from arlon_export.network import with_tensors
+from arlon_export.precision import TORCH_DTYPE
+from arlon_export.state_dict import StateDict, StoredTensor
 from arlon_export.wrappers import NAMED, PREFIX, GraphModule
 from arlon_rt.config import ModelConfig
-from arlon_rt.graphs import GraphSpec
+from arlon_rt.graphs import GraphSpec, TensorSpec
 
 OPSET = 24
 TRACE_SEED = 0
 
 
-def export_graph(c: ModelConfig, spec: GraphSpec, network: nn.Module, *, half: bool) -> ir.Model:
+def export_graph(
+    c: ModelConfig, spec: GraphSpec, network: nn.Module, *, precision: str, tensors: StateDict | None = None
+) -> ir.Model:
     """Trace one graph of ``network`` and clean it up.
 
     The result has no weights folded or renamed, no metadata, and inner shapes written in terms of the axis names.
-    ``half``: ``network`` is in fp16, and so are the inputs and outputs of dtype "float".
+
+    Args:
+        network: in the float type of ``precision``, which is that of the inputs and outputs of dtype "float", too.
+        tensors: what its weights are read from when they are needed, where ``network`` is on the meta device.
 
     Raises:
         ExportError: an input is unused, or an output does not end as the contract asks.
     """
-    model = _trace(c, spec, network, half)
+    model = _trace(c, spec, network, precision)
     weights = _name_weights(model)
+    if tensors is not None:
+        for name in weights:
+            _read_when_needed(model.graph.initializers[name], tensors[name])
     _simplify(model, weights)
     _take_named_from_outputs(model, spec)
-    _sign(model, spec, half)
+    _sign(model, spec, precision)
     _check(model, spec)
     return model
 
@@ -57,21 +70,28 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
-def _trace(c: ModelConfig, spec: GraphSpec, network: nn.Module, half: bool) -> ir.Model:
-    feed = random_feed(c, spec, trace_sizes(c, spec), half=half, seed=TRACE_SEED)
-    device = next(network.parameters()).device
+def _trace(c: ModelConfig, spec: GraphSpec, network: nn.Module, precision: str) -> ir.Model:
+    feed = random_feed(c, spec, trace_sizes(c, spec), half=False, seed=TRACE_SEED)
+    weightless = any(parameter.is_meta for parameter in network.parameters())
+
+    def example(tensor: TensorSpec) -> torch.Tensor:
+        value = torch.from_numpy(feed[tensor.name])
+        return value.to(TORCH_DTYPE[precision]) if tensor.dtype == "float" else value
+
     log = logging.getLogger("torch.onnx")
     level = log.level
     try:
         log.setLevel(logging.ERROR)  # it reports each export that torchvision is not installed
-        with warnings.catch_warnings():
+        # Of tensors without memory torch traces fake ones as real ones; on the meta device it adds copies.
+        with FakeTensorMode() if weightless else contextlib.nullcontext(), warnings.catch_warnings():
             # torch 2.13: an axis that several inputs share is reported as a name not used; and its own deprecations
             warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
+            traced = with_tensors(network, _on_cpu) if weightless else network
             program = torch.onnx.export(
-                GraphModule(spec, network).eval(),
-                tuple(torch.from_numpy(feed[t.name]).to(device) for t in spec.inputs),
+                GraphModule(spec, traced).eval(),
+                tuple(example(t) for t in spec.inputs),
                 dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
                 dynamic_shapes=(_dynamic_shapes(spec),),
                 input_names=[t.name for t in spec.inputs],
@@ -81,6 +101,10 @@ def _trace(c: ModelConfig, spec: GraphSpec, network: nn.Module, half: bool) -> i
         log.setLevel(level)
     assert program is not None
     return program.model
+
+
+def _on_cpu(_: str, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 def _named(spec: GraphSpec) -> list[str]:
@@ -113,6 +137,17 @@ def _name_weights(model: ir.Model) -> set[str]:
             graph.initializers[key] = value
             weights.add(key)
     return weights
+
+
+def _read_when_needed(value: ir.Value, stored: StoredTensor) -> None:
+    """Give a weight traced on the meta device its values; constant folding reads the smallest ones."""
+    dtype = value.dtype
+    assert dtype is not None
+
+    def load() -> ir.TensorProtocol:
+        return TorchTensor(stored.load().to(to_torch_dtype(dtype)).contiguous(), name=value.name)
+
+    value.const_value = ir.LazyTensor(load, dtype, ir.Shape(stored.shape), name=value.name)
 
 
 def _simplify(model: ir.Model, weights: set[str]) -> None:
@@ -185,13 +220,14 @@ def _take_named_from_outputs(model: ir.Model, spec: GraphSpec) -> None:
             raise ExportError(f"{spec.name}: the tensor {name!r} does not lie on the way to the outputs")
 
 
-def _sign(model: ir.Model, spec: GraphSpec, half: bool) -> None:
+def _sign(model: ir.Model, spec: GraphSpec, precision: str) -> None:
     """Compare names and dtypes with the contract and write its axis names on inputs and outputs."""
     graph = model.graph
     graph.name = spec.name
     model.producer_name, model.producer_version = "arlon-rt", ""
     for value, tensor in zip((*graph.inputs, *graph.outputs), (*spec.inputs, *spec.outputs), strict=True):
-        wanted = ir.DataType.from_numpy(np.dtype(numpy_dtype(tensor, half)))
+        dtype = TORCH_DTYPE[precision] if tensor.dtype == "float" else getattr(torch, tensor.dtype)
+        wanted = from_torch_dtype(dtype)
         if value.name != tensor.name or value.dtype != wanted:
             raise ExportError(f"{spec.name}: {value.name} is {value.dtype}; the contract has {tensor.name} {wanted}")
         value.shape = ir.Shape(tensor.axes)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
+from torch import Tensor
+
+from arlon_export.state_dict import StateDict, StoredTensor
+from arlon_rt.errors import BundleError
 
 PAGE_BYTES = 4096
 """Large tensors start at a page, so that they can be mapped into memory as they lie."""
@@ -18,15 +24,39 @@ LARGE_BYTES = 1 << 16
 SMALL_ALIGNMENT = 64
 INLINE_BYTES = 256
 """Smaller tensors stay inside the .onnx file: a reference to the data file would take as much."""
+CHUNK_VALUES = 1 << 22
+"""Values of a tensor in memory at a time."""
+FP16_OVERFLOW = 65520.0
+"""From here on fp16 rounds to infinity."""
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What a pass over a tensor found."""
+
+    half: ir.DataType | None
+    """The 16-bit type that holds every value exactly, fp16 before bf16; ``None``: neither does."""
+    largest: float
+    """Largest magnitude."""
 
 
 class WeightFile:
-    """Appends tensors to a data file; use as a context manager."""
+    """Appends tensors to a data file, each read when its turn comes; use as a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, tensors: StateDict, what: str, on_read: Callable[[int], None] = lambda count: None
+    ) -> None:
+        """``tensors`` of the network ``what``, by name; ``on_read`` hears of bytes read, of each tensor once."""
         self._path = path
+        self._tensors = tensors
+        self._what = what
+        self._on_read = on_read
         self._file = path.open("wb")
         self._places: dict[bytes, tuple[int, int]] = {}
+        self._weights: dict[tuple[str, ir.DataType], tuple[int, int]] = {}
+        self._values: dict[str, _Values] = {}
 
     def __enter__(self) -> WeightFile:
         return self
@@ -34,52 +64,114 @@ class WeightFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with self._file:
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())  # a later run trusts what it finds
 
-    def externalise(self, model: ir.Model, weights: Collection[str]) -> None:
+    def externalise(self, model: ir.Model) -> None:
         """Move the tensors of ``model`` into the file.
 
-        A float32 weight that fp16 holds exactly is stored as fp16, under its own name, and read through a Cast, which
-        ONNX Runtime folds when the session opens.
+        A weight that fp16 or bf16 holds exactly is stored in that type for all precision sets, under its own name, and
+        read through a Cast where a set has another, which ONNX Runtime folds when the session opens.
+
+        Raises:
+            BundleError: a weight has values that are not finite, or too large for fp16 in that set; it is named.
         """
         casts = []
         for name, value in list(model.graph.initializers.items()):
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < INLINE_BYTES:
+            if tensor is None:
                 continue
-            if name in weights and tensor.dtype == ir.DataType.FLOAT and _fits_half(tensor.numpy()):
-                casts.append(_read_through_cast(value))
-                tensor = ir.Tensor(tensor.numpy().astype(np.float16), name=name)
-            value.const_value = self._place(name, tensor)
-            value.dtype = tensor.dtype
+            if name in self._tensors and tensor.dtype in FLOATS:
+                value.const_value = self._weight(self._tensors[name], tensor.dtype)
+                value.dtype = value.const_value.dtype
+                if value.dtype != tensor.dtype:
+                    casts.append(_read_through_cast(value, tensor.dtype))
+            elif tensor.nbytes >= INLINE_BYTES:
+                place = self._append(tensor.nbytes, [tensor.tobytes()])
+                value.const_value = self._external(name, tensor.dtype, tensor.shape.numpy(), place)
         model.graph.insert_before(model.graph[0], casts)
 
-    def _place(self, name: str, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-        content = tensor.tobytes()
-        key = hashlib.sha256(content).digest()
-        if key not in self._places:
-            alignment = PAGE_BYTES if len(content) >= LARGE_BYTES else SMALL_ALIGNMENT
-            self._file.write(bytes(-self._file.tell() % alignment))
-            self._places[key] = (self._file.tell(), len(content))
-            self._file.write(content)
-        offset, length = self._places[key]
+    def _weight(self, stored: StoredTensor, wanted: ir.DataType) -> ir.TensorProtocol:
+        """``stored`` as a set with floats of type ``wanted`` reads it: whole, or its place in the data file."""
+        values = self._look_at(stored)
+        if wanted == ir.DataType.FLOAT16 and values.largest >= FP16_OVERFLOW:
+            raise BundleError(
+                f"{self._what}: {stored.name} has values up to {values.largest:.4g}, beyond fp16's largest, 65504; "
+                "leave fp16 out, e.g. --precision fp32,bf16"
+            )
+        count = math.prod(stored.shape)
+        if count * wanted.itemsize < INLINE_BYTES:
+            return TorchTensor(stored.load().to(to_torch_dtype(wanted)).contiguous(), name=stored.name)
+        kept = wanted if values.half is None else values.half
+        if (stored.name, kept) not in self._weights:
+            dtype, size = to_torch_dtype(kept), int(count * kept.itemsize)
+            self._weights[stored.name, kept] = self._append(size, (_content(c.to(dtype)) for c in _chunks(stored)))
+        return self._external(stored.name, kept, stored.shape, self._weights[stored.name, kept])
+
+    def _look_at(self, stored: StoredTensor) -> _Values:
+        """Read a weight once, to see that it is finite and which half-precision type would do."""
+        if stored.name not in self._values:
+            exact, largest = dict.fromkeys(HALVES, True), 0.0
+            for chunk in _chunks(stored):
+                if not torch.isfinite(chunk).all():
+                    raise BundleError(f"{self._what}: {_not_finite(stored)}; the checkpoint is damaged or diverged")
+                largest = max(largest, chunk.abs().max().item())
+                for half in HALVES:
+                    dtype = to_torch_dtype(half)
+                    exact[half] = exact[half] and torch.equal(chunk.to(dtype).to(chunk.dtype), chunk)
+            self._values[stored.name] = _Values(next((half for half in HALVES if exact[half]), None), largest)
+            self._on_read(math.prod(stored.shape) * stored.dtype.itemsize)
+        return self._values[stored.name]
+
+    def _append(self, size: int, pieces: Iterable[memoryview | bytes]) -> tuple[int, int]:
+        """The (offset, length) of a tensor of ``size`` bytes: at the end, or where the same content lies already."""
+        end = self._file.tell()
+        self._file.write(bytes(-end % (PAGE_BYTES if size >= LARGE_BYTES else SMALL_ALIGNMENT)))
+        start, digest = self._file.tell(), hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+            self._file.write(piece)
+        place = self._places.setdefault(digest.digest(), (start, size))
+        if place[0] != start:
+            self._file.seek(end)
+            self._file.truncate()
+        return place
+
+    def _external(
+        self, name: str, dtype: ir.DataType, shape: Sequence[int], place: tuple[int, int]
+    ) -> ir.ExternalTensor:
         return ir.ExternalTensor(
-            self._path.name, offset, length, tensor.dtype,
-            shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=self._path.parent,
+            self._path.name, *place, dtype, shape=ir.Shape(shape), name=name, base_dir=self._path.parent
         )
 
 
-def _fits_half(values: npt.NDArray[Any]) -> bool:
-    with np.errstate(over="ignore"):
-        return bool(np.array_equal(values.astype(np.float16).astype(np.float32), values))
+def _chunks(stored: StoredTensor) -> Iterator[Tensor]:
+    """Its values in order, flat; those of a file are mapped, and pages already read can be given back."""
+    values = stored.load().flatten()
+    for start in range(0, len(values), CHUNK_VALUES):
+        yield values[start : start + CHUNK_VALUES]
 
 
-def _read_through_cast(value: ir.Value) -> ir.Node:
-    """The node Cast(value) -> float32, which everything that used ``value`` now reads."""
-    cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.FLOAT)}, name=f"{value.name}.cast")
-    wide = cast.outputs[0]
-    wide.name, wide.dtype, wide.shape = f"{value.name}.float32", ir.DataType.FLOAT, value.shape
+def _content(values: Tensor) -> memoryview:
+    return memoryview(values.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]  # a buffer from Python 3.12 on
+
+
+def _not_finite(stored: StoredTensor) -> str:
+    values = stored.load()
+    faults = (~torch.isfinite(values)).nonzero()
+    first = tuple(faults[0].tolist())
+    others = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return f"{stored.name} is {values[first].item()} at {list(first)}{others}; finite numbers are expected"
+
+
+def _read_through_cast(value: ir.Value, wanted: ir.DataType) -> ir.Node:
+    """The node Cast(value) -> ``wanted``, which everything that used ``value`` now reads."""
+    cast = ir.node("Cast", [value], attributes={"to": int(wanted)}, name=f"{value.name}.cast")
+    read = cast.outputs[0]
+    read.name, read.dtype, read.shape = f"{value.name}.{FLOATS[wanted]}", wanted, value.shape
     for use in tuple(value.uses()):
         if use.node is not cast:
-            use.node.replace_input_with(use.idx, wide)
+            use.node.replace_input_with(use.idx, read)
     return cast

@@ -165,13 +165,18 @@ def write_manifest(
     parameters: Mapping[str, int] | None = None,
     provenance: Mapping[str, Any] | None = None,
     licence: str = "Apache-2.0",
+    known: Mapping[str, FileEntry] | None = None,
 ) -> Manifest:
     """Hash every file below ``folder``, check the whole and write manifest.json in one step (old or new, never half).
+
+    Args:
+        known: files that are not hashed again, as the caller has not touched them since.
 
     Raises:
         BundleError: something would be refused when the bundle is opened; nothing is written.
     """
-    files = {name: _entry(contained(folder, name)) for name in listed_files(folder)}
+    hashed = known or {}
+    files = {name: hashed.get(name) or _entry(contained(folder, name)) for name in listed_files(folder)}
     manifest = Manifest(
         arlon_rt=installed_version(), model=model, defaults=defaults, provenance=provenance or {}, licence=licence,
         parameters=parameters or {}, files=files, graphs=graphs,

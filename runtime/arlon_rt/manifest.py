@@ -58,6 +58,8 @@ class GraphEntry:
     """Bytes one run must move at the ``opt`` sizes: weights, inputs and outputs."""
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
     """Operations kept in float32 in a half-precision set, with the reason of each."""
+    checked: str = ""
+    """What the exporter did to check the graph, and what it could not do; empty: it does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,8 +53,9 @@ class Rotary(nn.Module):
 
     def __init__(self, max_length: int, head_dim: int, theta: float) -> None:
         super().__init__()
-        frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        angle = torch.outer(torch.arange(max_length, dtype=torch.float64), frequency)
+        # On the CPU also where the rest is built on the meta device: no checkpoint holds these tables.
+        frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+        angle = torch.outer(torch.arange(max_length, dtype=torch.float64, device="cpu"), frequency)
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 

@@ -1,0 +1,117 @@
+"""Where an export is made: a folder beside the bundle that keeps finished networks, for a second run to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arlon_export.network import Network
+from arlon_rt.bundle import Bundle, installed_version
+from arlon_rt.errors import ArlonError, BundleError, OutputError
+
+MADE_FROM = "made_from"
+"""Entry of a finished network's provenance: what it was made from, see `origin`."""
+
+
+class WorkFolder:
+    """``.NAME.partial`` beside the bundle ``NAME``: one small bundle a network, complete once it says `MADE_FROM`."""
+
+    def __init__(self, output: Path) -> None:
+        self.path = output.with_name(f".{output.name}.partial")
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder, keep others out of it, and leave finished networks alone in it when something fails.
+
+        Raises:
+            OutputError: another export is at work there.
+        """
+        self.path.mkdir(exist_ok=True)
+        with (self.path / "lock").open("w") as lock:
+            self._lock(lock.fileno())
+            self._tidy()
+            try:
+                yield
+            except ArlonError as error:
+                if self._tidy():
+                    error.add_note(f"finished networks are kept in {self.path}, where the same command goes on")
+                raise
+            except BaseException:
+                self._tidy()
+                raise
+            finally:
+                if not self._finished():
+                    shutil.rmtree(self.path)
+
+    def finished(self, network: str, made_from: Mapping[str, Any]) -> Bundle | None:
+        """A network that an earlier run finished from the same sources, with all its files."""
+        bundle = self._complete(network)
+        same = bundle is not None and bundle.manifest.provenance[MADE_FROM] == json.loads(json.dumps(made_from))
+        return bundle if same else None
+
+    def discard(self) -> None:
+        """Remove all of it."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+
+    def fresh(self, name: str) -> Path:
+        """A new, empty folder in place of what was there."""
+        folder = self.path / name
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "onnx").mkdir(parents=True)
+        return folder
+
+    def _lock(self, handle: int) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(f"another export is at work in {self.path}; wait, or choose another name") from None
+
+    def _tidy(self) -> bool:
+        """Remove what is half done; whether a finished network is left."""
+        kept = self._finished()
+        for path in self.path.iterdir():
+            if path.is_dir() and path not in kept:
+                shutil.rmtree(path)
+        return bool(kept)
+
+    def _finished(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.is_dir() and self._complete(path.name)]
+
+    def _complete(self, network: str) -> Bundle | None:
+        try:
+            bundle = Bundle.open(self.path / network)
+            for name in bundle.manifest.files:
+                bundle.file(name)
+        except BundleError:
+            return None
+        return bundle if MADE_FROM in bundle.manifest.provenance else None
+
+
+def origin(network: Network, tokenizer: Path | None, **settings: Any) -> dict[str, Any]:
+    """What an export of ``network`` depends on: files by size and time, tensors in memory by content, and settings."""
+    files = {stored.source for stored in network.tensors.values() if stored.source}
+    if tokenizer:
+        files.add(tokenizer)
+    digest = hashlib.sha256()
+    for name, stored in network.tensors.items():
+        if stored.source is None:
+            digest.update(name.encode() + stored.load().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {
+        "files": {str(file.resolve()): _stamp(file) for file in sorted(files)}, "in_memory": digest.hexdigest(),
+        "versions": [installed_version(name) for name in ("arlon-rt", "torch", "onnxscript")], **settings,
+    }
+
+
+def _stamp(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
