@@ -26,6 +26,7 @@ from arlon_export.precision import (
     TORCH_DTYPE,
     network_for,
 )
+from arlon_export.torch_pipeline import run_module
 from arlon_export.wrappers import GraphModule
 from arlon_rt.backends.session import open_session
 from arlon_rt.bundle import Bundle
@@ -122,18 +123,19 @@ def check_graph(bundle: Bundle, spec: GraphSpec, network: nn.Module, precision: 
         runs.append(session.run)
     if precision != "fp32":
         rounded, dtype = GraphModule(spec, network_for(network, precision)).eval(), TORCH_DTYPE[precision]
-        runs.append(lambda feed: _run_torch(spec, rounded, feed, dtype))
+        runs.append(lambda feed: run_module(rounded, spec, feed, dtype))
     worst: dict[str, float] = {}
     unproven: list[str] = []
     try:
         for sizes in check_sizes(bundle.model, spec):
             feeds = _feeds(bundle.model, spec, sizes, precision)
             feed = feeds[0]
-            expected = _draws(spec, feeds, lambda feed: _run_torch(spec, exact, feed, torch.float32))
-            unproven += [t.name for t in spec.outputs if t.dtype != "int64" and not _signal(t, feed, expected).any()]
+            expected = _draws(spec, feeds, lambda feed: run_module(exact, spec, feed))
+            made = {t.name: contribution(t, feed, expected) for t in spec.outputs}
+            unproven += [t.name for t in spec.outputs if t.dtype != "int64" and not made[t.name].any()]
             for run in runs:
                 outputs = _draws(spec, feeds, run)
-                errors = {t.name: _error(t, feed, outputs, expected) for t in spec.outputs}
+                errors = {t.name: output_error(t, contribution(t, feed, outputs), made[t.name]) for t in spec.outputs}
                 _require(spec, precision, sizes, errors)
                 worst = {name: max(error, worst.get(name, 0.0)) for name, error in errors.items()}
     finally:
@@ -173,16 +175,7 @@ def _draws(spec: GraphSpec, feeds: Sequence[Feed], run: Callable[[Feed], Outputs
     return kept
 
 
-def _run_torch(spec: GraphSpec, module: nn.Module, feed: Feed, dtype: torch.dtype) -> dict[str, Array]:
-    """Outputs of a module whose float inputs are ``dtype``."""
-    inputs = [torch.from_numpy(feed[t.name]) for t in spec.inputs]
-    with torch.inference_mode():
-        outputs = module(*(x.to(dtype) if t.dtype == "float" else x for t, x in zip(spec.inputs, inputs, strict=True)))
-    wide = (value.float() if value.dtype == torch.bfloat16 else value for value in outputs)  # numpy has no bfloat16
-    return {t.name: value.numpy() for t, value in zip(spec.outputs, wide, strict=False)}
-
-
-def _signal(tensor: TensorSpec, feed: Feed, runs: Sequence[Outputs]) -> Array:
+def contribution(tensor: TensorSpec, feed: Feed, runs: Sequence[Outputs]) -> Array:
     """What the network itself contributed to an output, all runs together; ``feed`` is the first run's."""
     values = np.stack([np.asarray(outputs[tensor.name]) for outputs in runs if tensor.name in outputs])
     carried = tensor.alias or _CHANGED.get(tensor.name)
@@ -193,12 +186,11 @@ def _signal(tensor: TensorSpec, feed: Feed, runs: Sequence[Outputs]) -> Array:
     return change
 
 
-def _error(tensor: TensorSpec, feed: Feed, found: Sequence[Outputs], expected: Sequence[Outputs]) -> float:
-    """One output's error over all runs together, in the measure of its dtype.
+def output_error(tensor: TensorSpec, a: Array, b: Array) -> float:
+    """How far a found `contribution` ``a`` is from the expected one ``b``, in the measure of its dtype.
 
     A cache is judged by what the run wrote, and slots it must leave alone have to be left alone exactly.
     """
-    a, b = (_signal(tensor, feed, runs) for runs in (found, expected))
     if tensor.dtype == "int64":
         return float(np.mean(a != b))
     if tensor.dtype == "uint8":
@@ -210,9 +202,15 @@ def _error(tensor: TensorSpec, feed: Feed, found: Sequence[Outputs], expected: S
 
 def _require(spec: GraphSpec, precision: str, sizes: Sizes, errors: Mapping[str, float]) -> None:
     for tensor in spec.outputs:
-        table = {"int64": TOKEN_TOLERANCE, "uint8": LEVEL_TOLERANCE}.get(tensor.dtype, FLOAT_TOLERANCE)
-        if not errors[tensor.name] <= table[precision]:
+        allowed = tolerance(tensor, precision)
+        if not errors[tensor.name] <= allowed:
             raise ExportError(
                 f"{spec.name}.{precision}: {tensor.name} is {errors[tensor.name]:.2e} from its torch module at "
-                f"{dict(sizes)}; at most {table[precision]:.0e} is allowed"
+                f"{dict(sizes)}; at most {allowed:.0e} is allowed"
             )
+
+
+def tolerance(tensor: TensorSpec, precision: str) -> float:
+    """The largest `output_error` of this output in this precision set."""
+    table = {"int64": TOKEN_TOLERANCE, "uint8": LEVEL_TOLERANCE}.get(tensor.dtype, FLOAT_TOLERANCE)
+    return table[precision]

@@ -56,13 +56,12 @@ class Unexported:
 def run_module(
     module: nn.Module, spec: GraphSpec, feed: Mapping[str, NDArray[Any]], dtype: torch.dtype = torch.float32
 ) -> dict[str, NDArray[Any]]:
-    """The graph's outputs by name, floats as float32; ``module`` is its `GraphModule`, with weights of ``dtype``."""
+    """The graph's outputs by name, bf16 as float32; ``module`` is its `GraphModule`, its float inputs are ``dtype``."""
+    inputs = [torch.from_numpy(feed[t.name]) for t in spec.inputs]
     with torch.inference_mode():
-        given = (torch.from_numpy(feed[t.name]).to(dtype if t.dtype == "float" else None) for t in spec.inputs)
-        outputs = module(*given)
-    floats = {t.name: value.float() if value.is_floating_point() else value
-              for t, value in zip(spec.outputs, outputs, strict=False)}
-    return {name: value.numpy() for name, value in floats.items()}
+        outputs = module(*(x.to(dtype) if t.dtype == "float" else x for t, x in zip(spec.inputs, inputs, strict=True)))
+    wide = (value.float() if value.dtype == torch.bfloat16 else value for value in outputs)  # numpy has no bfloat16
+    return {t.name: value.numpy() for t, value in zip(spec.outputs, wide, strict=False)}
 
 
 def torch_pipeline(
