@@ -44,12 +44,16 @@ class Export:
         memory = args.compare_memory
         if memory is not None and not 0 <= memory <= MOST_GIB:
             raise OptionsError(f"--compare-memory is {memory:g}; it must be 0 to {MOST_GIB} GiB")
-        with Display(console) as display:
-            bundle = export_bundle(
-                chosen_checkpoint(args), args.output, precisions=_names(args.precision),
-                only=_names(args.only) if args.only else None, on_graph=display.graph, on_work=display.work,
-                compare_bytes=COMPARE_BYTES if memory is None else int(memory * 2**30),
-            )
+        try:
+            with Display(console) as display:
+                bundle = export_bundle(
+                    chosen_checkpoint(args), args.output, precisions=_names(args.precision),
+                    only=_names(args.only) if args.only else None, on_graph=display.graph, on_work=display.work,
+                    compare_bytes=COMPARE_BYTES if memory is None else int(memory * 2**30),
+                )
+        except KeyboardInterrupt:
+            console.print("interrupted: finished networks are kept, and the same command goes on with the others")
+            raise
         total = sum(f.size for f in bundle.manifest.files.values())
         console.print(f"{args.output}: {len(bundle.manifest.graphs)} graphs, {total / 2**20:.2f} MiB")
         return 0

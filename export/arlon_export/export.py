@@ -56,7 +56,7 @@ def export_bundle(
     parts = _parts(checkpoint, specs, precisions, compare_bytes)
     output.parent.mkdir(parents=True, exist_ok=True)
     work = WorkFolder(output)
-    with full_disk_named(output.parent), work.opened():
+    with work.opened(), full_disk_named(output.parent):
         made = {part.network.name: work.finished(part.network.name, part.made_from) for part in parts}
         left = [part for part in parts if made[part.network.name] is None]
         sizes = [largest_size(part.network, len(part.specs), precisions) for part in left]

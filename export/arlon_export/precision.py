@@ -92,8 +92,8 @@ LEVEL_TOLERANCE: Mapping[str, float] = {"fp32": 0.01, "fp16": 1.0, "bf16": 4.0}
 """Mean difference in levels of 0..255, for uint8 frames: a value near a half rounds either way; half precision adds its
 error."""
 TOKEN_TOLERANCE: Mapping[str, float] = {"fp32": 0.0, "fp16": 0.25, "bf16": 0.5}
-"""Share of drawn tokens that may differ: rounded logits move the borders between tokens; measured 0.04 to 0.08 in fp16
-(logits within 1e-3), and in bf16 (within 1e-2) up to 0.3."""
+"""Share of drawn tokens that may differ: rounded logits (1e-3 in fp16, 1e-2 in bf16) move the borders between tokens;
+measured in fp16: 0.04 to 0.08."""
 
 
 def network_for(network: nn.Module, precision: str) -> nn.Module:

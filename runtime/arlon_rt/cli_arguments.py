@@ -115,7 +115,7 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and machine")
     group.add_argument("--bundle", type=Path, metavar="DIR", help="the model to use (default: the demo model)")
     group.add_argument("--device", default="cpu", metavar="D", help="cpu (the default), cuda, or cuda:1, …")
-    group.add_argument("--precision", choices=("fp32", "fp16"), help="default: fp32 on a CPU, fp16 on a GPU")
+    group.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="default: fp32 on a CPU, fp16 on a GPU")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
 
 

@@ -231,7 +231,7 @@ def test_weights_outside_the_folder_are_refused(own_bundle: Bundle, location: st
     ({"device": "tpu"}, "device is 'tpu'; it must be 'cpu', 'cuda'"),
     ({"device": "cuda:x"}, "device is 'cuda:x'"),
     ({"threads": 0}, "threads is 0; it must be 1 or more"),
-    ({"precision": "bf16"}, "precision is 'bf16'"),
+    ({"precision": "bf16"}, "precision is 'bf16', which ONNX Runtime does not run here; use --precision fp32 or fp16"),
 ])
 def test_what_cannot_be_opened_is_said(bundle: Bundle, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(BackendError, match=message):

@@ -59,9 +59,10 @@ class OrtSession:
     @classmethod
     def open(cls, bundle: Bundle, graph: str, *, device: str, precision: str, threads: int | None) -> OrtSession:
         """Open ``graph``; see `arlon_rt.backends.session.open_session`."""
+        if precision == "bf16":
+            others = " or ".join(p for p in bundle.manifest.graphs.get(graph, {}) if p != precision) or "fp32, exported"
+            raise BackendError(f"precision is 'bf16', which ONNX Runtime does not run here; use --precision {others}")
         runtime = import_runtime()
-        if FLOAT_DTYPE.get(precision) == "bfloat16":
-            raise BackendError("precision is 'bf16'; ONNX Runtime runs 'fp32' and 'fp16' sets here")
         providers = _providers(runtime, device)
         opened = _open_file(runtime, bundle, graph, precision, providers, _options(runtime, threads))
         spec = bundle.spec(graph)

@@ -1,0 +1,119 @@
+"""Random checkpoints with the key layout and sizes of the published ones, written shard by shard."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from gpu_models import FULL, WEIGHT_GAIN
+from safetensors.torch import save_file
+from torch import Tensor
+
+from arlon_export.checkpoint import expected_shapes
+from arlon_rt.config import ModelConfig
+
+FULL_SIZE = dataclasses.replace(FULL, text=dataclasses.replace(FULL.text, num_layers=24))
+"""`FULL` with all 24 layers of T5 v1.1 XXL."""
+SHARD_BYTES = 1 << 30
+STATISTICS = ("scale", "shift")
+"""Of the autoencoder; the published file has none, they are in the code."""
+INJECTION = "injection."
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One folder of weights."""
+
+    option: str
+    """Of ``arlon-rt export``."""
+    network: str
+    shapes: Shapes
+    dtype: torch.dtype
+
+    @property
+    def parameters(self) -> int:
+        """Of its tensors, the learned null caption left out: a buffer, which published counts leave out, too."""
+        return sum(math.prod(shape) for name, shape in self.shapes.items() if name != "y_embedder.y_embedding")
+
+
+def published(model: ModelConfig, *, dit: torch.dtype = torch.float32) -> list[Published]:
+    """The folders of `model`: T5 in bf16, everything else but the transformer in fp32."""
+    shapes = {network: expected_shapes(model, network) for network in ("dit", "vae", "text", "ar", "vq")}
+    adapters = {name: shapes["dit"].pop(name) for name in list(shapes["dit"]) if name.startswith(INJECTION)}
+    for name in STATISTICS:
+        del shapes["vae"][name]
+    fp32 = torch.float32
+    return [
+        Published(option="--dit", network="dit", shapes=shapes["dit"], dtype=dit),
+        Published(option="--vae", network="vae", shapes=shapes["vae"], dtype=fp32),
+        Published(option="--text-encoder", network="text", shapes=shapes["text"], dtype=torch.bfloat16),
+        Published(option="--ar", network="ar", shapes=shapes["ar"], dtype=fp32),
+        Published(option="--vq", network="vq", shapes=shapes["vq"], dtype=fp32),
+        Published(option="--injection", network="injection", shapes=adapters, dtype=fp32),
+    ]
+
+
+def write_folder(weights: Published, folder: Path, *, theta: float) -> int:
+    """Write shards and their index as Hugging Face does; returns bytes written. ``theta`` makes rope.freqs."""
+    folder.mkdir(parents=True)
+    noise = Noise()
+    shards = list(_shards(weights.shapes, weights.dtype.itemsize))
+    shard_of: dict[str, str] = {}
+    total = 0
+    for number, names in enumerate(shards, start=1):
+        file = folder / f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({n: random_weight(n, weights.shapes[n], theta, noise).to(weights.dtype) for n in names}, file)
+        shard_of |= dict.fromkeys(names, file.name)
+        total += file.stat().st_size
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
+    return total
+
+
+class Noise:
+    """Normal values out of one pool, each tensor from another place: drawing billions takes minutes.
+
+    No two tensors are equal, so that none is stored for two.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.randn((1 << 24) + 1, generator=torch.Generator().manual_seed(0))
+        self._next = 0
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        count = math.prod(shape)
+        start = self._next % len(self._pool)
+        self._next += count + 1
+        if start + count <= len(self._pool):
+            return self._pool[start : start + count].reshape(shape)
+        rolled = torch.cat([self._pool[start:], self._pool[:start]])
+        return rolled.repeat(-(-count // len(rolled)))[:count].reshape(shape)
+
+
+def random_weight(name: str, shape: tuple[int, ...], theta: float, noise: Noise) -> Tensor:
+    """Values that keep activations near 1, biases near 0, norms near 1; the published frequencies for rope.freqs."""
+    if name == "rope.freqs":
+        return torch.tensor([theta ** (-i / shape[0]) for i in range(shape[0])])
+    values = noise.draw(shape)
+    if len(shape) > 1:
+        gain = 1.0 if name in ("shared.weight", "codebook.weight") else WEIGHT_GAIN / math.sqrt(math.prod(shape[1:]))
+        return values.mul(gain)
+    return values.mul(0.02).add(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+
+
+def _shards(shapes: Mapping[str, tuple[int, ...]], width: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        if names and size + width * math.prod(shape) > SHARD_BYTES:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += width * math.prod(shape)
+    yield names
