@@ -33,7 +33,7 @@ class Export:
         parser.add_argument("--only", metavar="GRAPH,GRAPH", help="export these graphs alone, e.g. dit,vae_decoder")
         parser.add_argument(
             "--compare-memory", type=float, metavar="GIB",
-            help="memory for comparing a graph with its module; larger graphs are not compared (default: 2.5)",
+            help="memory for comparing a graph with its module; larger graphs are not compared (default: 1)",
         )
 
     def run(self, args: argparse.Namespace) -> int:

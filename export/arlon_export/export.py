@@ -20,8 +20,8 @@ from arlon_rt.config import ModelConfig, to_json
 from arlon_rt.errors import BundleError, OptionsError, OutputError
 from arlon_rt.graphs import GraphSpec, graph_specs
 
-COMPARE_BYTES = 5 << 29
-"""Memory that comparing a graph with its module may take by default: 2.5 GiB, so that all of it stays below 4 GB."""
+COMPARE_BYTES = 1 << 30
+"""Weights in memory that comparing a graph with its module may take by default: 1 GiB. What ONNX Runtime folds and packs comes on top."""
 
 
 def export_bundle(
