@@ -21,7 +21,7 @@ from arlon_rt.errors import BundleError, OptionsError, OutputError
 from arlon_rt.graphs import GraphSpec, graph_specs
 
 COMPARE_BYTES = 1 << 30
-"""Weights in memory that comparing a graph with its module may take by default: 1 GiB. What ONNX Runtime folds and packs comes on top."""
+"""Weights that comparing a graph may hold by default: 1 GiB; what ONNX Runtime folds and packs comes on top."""
 
 
 def export_bundle(
