@@ -102,7 +102,11 @@ def network_for(network: nn.Module, precision: str) -> nn.Module:
         return network
 
     def rounded(_: str, tensor: Tensor) -> Tensor:
-        return tensor.to(TORCH_DTYPE[precision]) if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        if tensor.numel() > 1 and not any(tensor.stride()):  # stands for a weight that is not read: no memory, here too
+            return tensor.detach().as_strided((), ()).to(TORCH_DTYPE[precision]).expand(tensor.shape)
+        return tensor.to(TORCH_DTYPE[precision])
 
     return with_tensors(network, rounded)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from arlon_export.checkpoint import Checkpoint, read_checkpoint, write_weights
 from arlon_export.disk import full_disk_named, largest_size
 from arlon_export.export import export_bundle
+from arlon_export.precision import network_for
 from arlon_export.state_dict import StateDict, open_state_dict
 from arlon_export.watch import GraphDone
 from arlon_export.weights import PAGE_BYTES, WeightFile
@@ -258,3 +259,11 @@ def test_a_graph_too_large_to_compare_is_said_to_be(checkpoint: Checkpoint, tmp_
     )
     assert str(done[0].agreement).startswith("NOT COMPARED (comparing needs 0.0 GiB of memory")
     assert bundle.graph("caption", "fp32").checked.startswith("not compared: comparing needs")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_weights_that_a_graph_does_not_read_take_no_memory(checkpoint: Checkpoint, precision: str) -> None:
+    module = network_for(checkpoint.network("dit").loaded(["x_embedder.proj.bias"]), precision)
+    taken = {name: p.untyped_storage().nbytes() for name, p in module.named_parameters()}
+    assert taken.pop("x_embedder.proj.bias") >= 16 * 2
+    assert max(taken.values()) <= 4
