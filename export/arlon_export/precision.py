@@ -46,6 +46,9 @@ _SINUSOID = _Reason(
     "sinusoids of the timestep and fps: 1000 radians have a resolution of 0.5 in fp16",
     "sinusoids of the timestep and fps: 1000 radians have a resolution of 4 in bf16",
 )
+_RESIDUAL = _Reason(*(
+    "residual stream: blocks add to it without a norm, and cross-attention reads it as it is; it leaves fp16's range",
+) * 2)
 _NORMALISATION = _Reason(*("shift and scale of the latents, which are float32 at the graph's edge",) * 2)
 _LEVELS = _Reason(
     "pixels to 0..255: fp16 has a resolution of 0.06 to 0.12 there, which moves roundings",
@@ -72,8 +75,9 @@ _KEPT: Mapping[str, Mapping[str, tuple[_Reason, ...]]] = {
         ("Mul", "ReduceSum", "Sub", "Clip", "TopK", "Div", "Where", "Softmax", "CumSum"), (_SAMPLING,)
     ),
     "dit": {
-        **dict.fromkeys(("Add", "Sub", "Div", "Where", "ReduceSum"), (_FLOW,)),
-        "Mul": (_FLOW, _SINUSOID), "Cos": (_SINUSOID,), "Sin": (_SINUSOID,), "Exp": (_SINUSOID,),
+        **dict.fromkeys(("Sub", "Div", "Where", "ReduceSum"), (_FLOW,)), "Add": (_FLOW, _RESIDUAL),
+        **dict.fromkeys(("LayerNormalization", "MatMul", "Gemm"), (_RESIDUAL,)),
+        "Mul": (_FLOW, _SINUSOID, _RESIDUAL), "Cos": (_SINUSOID,), "Sin": (_SINUSOID,), "Exp": (_SINUSOID,),
     },
     "vae_decoder": {
         "Mul": (_NORMALISATION, _LEVELS), "Add": (_NORMALISATION, _LEVELS), "Clip": (_LEVELS,), "Round": (_LEVELS,),

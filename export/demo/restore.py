@@ -86,7 +86,7 @@ def fit_vq_encoder(out: Path, threads: int) -> float:
     pool = LatentPool(out / "latents")
     pool.refresh()
     statistics, steppers = pool.statistics(), optimizers(model.encoder, recipe.schedule.learning_rate, 0.0)
-    for step in track(range(recipe.schedule.steps), description="VQ-VAE encoder"):
+    for step in track(range(recipe.tables["training"]["decoder_from"]), description="VQ-VAE encoder"):
         draw = rng(recipe.schedule.seed, step)
         clips = draw.integers(HELD_BACK, len(pool), recipe.schedule.batch_size)
         start = int(draw.integers(0, CLIP_LATENTS // 2 + 1))

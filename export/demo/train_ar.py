@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from arlon_export.modules.ar import TokenModel
 from demo.captions import canonical
 from demo.config import ar_config, vq_config
+from demo.latents import CHUNK_LATENTS
 from demo.train_vq import HELD_BACK
 from demo.training import Losses, Recipe, arguments, rng, train
-from demo.windows import Corpus, replaced
+from demo.windows import Corpus, flash, replaced
 
 CONTEXT_FRAMES = 3
 """Code-frames given, not learned, at the start of a window that is not the video's start."""
@@ -26,24 +28,37 @@ def grid_positions(frames: int, height: int, width: int) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
 
 
+class Batch(NamedTuple):
+    """Windows of codes (batch, window) and what the model writes them from."""
+
+    hidden: Tensor
+    """Last hidden states of the text (batch, prompt, d)."""
+    lengths: Tensor
+    """(batch,), of the text."""
+    codes: Tensor
+    """What is to be written."""
+    spoken: Tensor
+    """(batch, window) bool, the codes that the text speaks of."""
+    before: Tensor
+    """`codes` as the model sees them, passing faults among them."""
+
+
 class Windows:
     """Random windows as long video makes them: any offset, and after a prompt switch the new text before old codes.
 
     In some the codes so far are those of the clip's recoloured twin, and what follows is to be as the text says again:
-    long video goes on from its own mistakes, and in the clips nothing but a switch ever changes.
+    long video goes on from its own mistakes, and in the clips nothing but a switch ever changes. In others the twin's
+    codes flash up among those the model goes on from.
     """
 
     def __init__(self, corpus: Corpus, recipe: Recipe) -> None:
         self.corpus, self.extra, self.config = corpus, recipe.tables["training"], ar_config()
         self.stride = vq_config().stride[0]
 
-    def draw(
-        self, draw: np.random.Generator, clips: list[int], varied: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Text states and lengths, codes (batch, window) and the mask of codes that the text speaks of."""
+    def draw(self, draw: np.random.Generator, clips: list[int], varied: bool = True) -> Batch:
         codes = self.corpus.codes("vq", clips)
         frames, per_frame = self.config.grid[0], codes[0, 0].numel()
-        captions, windows, spoken = [], [], []
+        captions, windows, spoken, before = [], [], [], []
         for row, clip in enumerate(clips):
             last = codes.shape[1] - frames
             start = int(draw.integers(0, last + 1)) if varied and draw.random() < 0.6 else 0
@@ -54,11 +69,10 @@ class Windows:
             # only a video's own start is written without context; elsewhere the codes before tell the chunks' phase
             known = max(first, start + CONTEXT_FRAMES if start else 0)
             cuts = range(max(known, start + 1), min(end, start + frames))
-            mended = varied and not null and self.corpus.has_twin(clip, recoloured=True) and bool(cuts)
-            if mended and draw.random() < self.extra["mended"]:
+            faulty = varied and not null and self.corpus.has_twin(clip, recoloured=True)
+            if faulty and cuts and draw.random() < self.extra["mended"]:
                 known = int(draw.choice(cuts))
-                before = self.corpus.twin_codes("vq", [clip])[0, :known]
-                codes[row, :known] = before
+                codes[row, :known] = self.corpus.twin_codes("vq", [clip])[0, :known]
                 captions.append(canonical(self.corpus.scene(clip, bounds[scene])))  # says the background
             else:
                 shown = varied and known > start  # at a switch, too, the background stays
@@ -66,8 +80,14 @@ class Windows:
             frame = torch.arange(start, start + frames)
             spoken.append(((frame >= known) & (frame < end)).repeat_interleave(per_frame))
             windows.append(codes[row, start:start + frames].flatten())
+            before.append(windows[-1])
+            if faulty and draw.random() < self.extra["flashes"]:
+                where = torch.from_numpy(flash(draw, frames, CHUNK_LATENTS / self.stride)).to(codes.device)
+                twin = self.corpus.twin_codes("vq", [clip])[0, start:start + frames]
+                before[-1] = torch.where(where[:, None, None], twin, codes[row, start:start + frames]).flatten()
         hidden, mask = self.corpus.text(captions)
-        return hidden, mask.sum(1), torch.stack(windows), torch.stack(spoken).to(codes.device)
+        return Batch(hidden, mask.sum(1), torch.stack(windows), torch.stack(spoken).to(codes.device),
+                     torch.stack(before))
 
 
 def code_logits(model: TokenModel, hidden: Tensor, lengths: Tensor, before: Tensor) -> Tensor:
@@ -114,17 +134,16 @@ def main() -> None:
         if step % 50 == 0:
             corpus.refresh()
         clips = list(draw.integers(HELD_BACK, len(corpus.pool), recipe.schedule.batch_size))
-        hidden, lengths, codes, spoken = windows.draw(draw, clips)
+        hidden, lengths, codes, spoken, before = windows.draw(draw, clips)
         own, wrong = (torch.from_numpy(draw.uniform(0, windows.extra[name], len(clips))).float()
                       for name in ("own_tokens", "wrong_tokens"))
-        before = replaced(mixed_with_own(model, hidden, lengths, codes, own), wrong, model.config.num_codes)
+        before = replaced(mixed_with_own(model, hidden, lengths, before, own), wrong, model.config.num_codes)
         loss, right = token_loss(model, hidden, lengths, codes, spoken, before)
         return {"loss": loss, "accuracy": right.detach()}
 
     def evaluate(averaged: nn.Module) -> dict[str, float]:
         assert isinstance(averaged, TokenModel)
-        drawn = windows.draw(rng(0, 2), list(range(64)), varied=False)
-        loss, right = token_loss(averaged, *drawn, before=drawn[2])
+        loss, right = token_loss(averaged, *windows.draw(rng(0, 2), list(range(64)), varied=False))
         return {"held_out_loss": float(loss), "held_out_accuracy": float(right), "clips": float(len(corpus.pool))}
 
     train(model, recipe, args, losses, evaluate)

@@ -23,7 +23,7 @@ from demo.latents import CHUNK_LATENTS, CLIP_LATENTS, LatentPool
 from demo.train_ar import mixed_with_own
 from demo.train_vq import HELD_BACK
 from demo.training import Losses, Recipe, arguments, load_averaged, rng, train
-from demo.windows import Corpus, replaced
+from demo.windows import Corpus, flash, replaced
 
 CODECS = ("vq", "vq_coarse")
 LENGTHS, LENGTH_SHARES = (20, 15, 10, 5, 1), (0.55, 0.15, 0.1, 0.1, 0.1)
@@ -32,6 +32,8 @@ KEPT, KEPT_SHARES = ("none", "first_five", "first", "any"), (0.35, 0.5, 0.05, 0.
 
 REGION = 4
 """Side of a region whose mean error is looked at by itself; a quarter of the demo's latents."""
+JOIN_WEIGHT = 4.0
+"""Of a change where chunks meet, beside one inside a chunk, which the autoencoder's decoder evens out."""
 UNIFORM_SHARE = 0.4
 """Of timesteps that are drawn uniformly."""
 KEPT_NOISE = 0.12
@@ -136,7 +138,7 @@ def faulty(
 
     Tokens are always the clips' own. Where all frames are the shifted twin's, the generated ones go on from where the
     kept ones are, not from where the tokens are; where only the kept ones are the recoloured twin's, the generated ones
-    have the colours of tokens and text.
+    have the colours of tokens and text. In half of those rows the recoloured twin shows only in passing.
     """
     made = corpus.latents(window.clips)
     kept = made.clone()
@@ -146,7 +148,9 @@ def faulty(
         if corpus.has_twin(clip, recoloured=False) and draw.random() < shares["shifted"]:
             made[row] = kept[row] = corpus.twin_latents([clip])[0]
         elif corpus.has_twin(clip, recoloured=True) and draw.random() < shares["recoloured"]:
-            kept[row] = corpus.twin_latents([clip])[0]
+            where = flash(draw, CHUNK_LATENTS, CHUNK_LATENTS) if draw.random() < 0.5 else np.ones(CHUNK_LATENTS, bool)
+            latents = torch.from_numpy(np.tile(where, kept.shape[2] // CHUNK_LATENTS)).to(kept.device)
+            kept[row, :, latents] = corpus.twin_latents([clip])[0, :, latents]
     shown = slice(window.start, window.start + window.length)
     return made[:, :, shown], kept[:, :, shown]
 
@@ -165,6 +169,19 @@ def draw_times(draw: np.random.Generator, batch: int, length: int) -> Tensor:
     return torch.from_numpy(np.where(uniform, 1000 * draw.random(batch), transformed)).float()
 
 
+def with_flashes(
+    draw: np.random.Generator, window: Window, corpus: Corpus, codes: Mapping[int, Tensor], share: float
+) -> dict[int, Tensor]:
+    """``codes`` of rows, and of this share of rows with a recoloured twin, its codes in passing among their own."""
+    found = dict(codes)
+    for row, clip in enumerate(window.clips):
+        if corpus.has_twin(clip, recoloured=True) and draw.random() < share:
+            own = codes.get(row, corpus.codes("vq", [clip])[0])
+            where = torch.from_numpy(flash(draw, len(own), CHUNK_LATENTS / vq_config().stride[0])).to(own.device)
+            found[row] = torch.where(where[:, None, None], corpus.twin_codes("vq", [clip])[0].to(own.device), own)
+    return found
+
+
 def wavering(error: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """How far whole regions of the picture are off, and how much that changes from one latent to the next.
 
@@ -178,7 +195,8 @@ def wavering(error: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     regions = F.avg_pool2d(error.flatten(0, 1), REGION).view(*error.shape[:3], -1)
     tint = regions.square().mean((1, 3))
     change = regions.diff(dim=2).square().mean((1, 3))
-    changes = mask[:, 1:] | mask[:, :-1]
+    changes = (mask[:, 1:] | mask[:, :-1]).float()
+    changes[:, CHUNK_LATENTS - 1::CHUNK_LATENTS] *= JOIN_WEIGHT
     return (tint * mask).sum() / mask.sum().clamp(min=1), (change * changes).sum() / changes.sum().clamp(min=1)
 
 
@@ -201,6 +219,8 @@ class DiTLoss:
             wrong = torch.from_numpy(draw.uniform(0, self.extra["wrong_tokens"], len(window.clips))).float()
             drawn = {row: self.drawn(clip) for row, clip in enumerate(window.clips)
                      if codec == "vq" and draw.random() < self.extra["drawn_tokens"] and not self.corpus.switches(clip)}
+            if codec == "vq":
+                drawn = with_flashes(draw, window, self.corpus, drawn, self.extra["flashes"])
             coarse = coarse_window(self.corpus, codec, window, wrong, drawn)
             if draw.random() < self.extra["uncertainty"]:
                 coarse = uncertain(coarse)

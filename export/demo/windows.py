@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -102,6 +103,20 @@ class Corpus:
     def switches(self, clip: int) -> list[int]:
         """Latents at which a clip's prompt switches."""
         return [start // FRAMES_PER_CHUNK * CHUNK_LATENTS for start, _ in self.pool.clips[clip].scenes[1:]]
+
+
+def flash(draw: np.random.Generator, frames: int, period: float) -> npt.NDArray[np.bool_]:
+    """(frame,): where a passing fault shows, one or two frames anywhere, in half of the cases once every ``period``.
+
+    Long video repeats its own past, phase by phase of the autoencoder's chunks: a wrong colour in the last frames of
+    one chunk came back in the last frames of every chunk after it.
+    """
+    first, length = draw.uniform(0, frames), int(draw.integers(1, 3))
+    starts = np.arange(first % period, frames, period) if draw.random() < 0.5 else np.array([first])
+    frame = np.arange(frames)
+    begun = frame - starts[:, None].astype(int)
+    shown: npt.NDArray[np.bool_] = ((begun >= 0) & (begun < length)).any(axis=0)
+    return shown
 
 
 def replaced(tokens: Tensor, share: Tensor | float, num_codes: int) -> Tensor:

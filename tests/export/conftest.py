@@ -1,4 +1,4 @@
-"""Published files, whole: each test gets its own to spoil."""
+"""Published files, whole: each test gets its own to spoil; and one export that no test changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from arlon_export.checkpoint import read_checkpoint
+from arlon_export.export import export_bundle
 from published_files import Published, State, random_states
+from tiny_bundle import tokenizer
+from tiny_checkpoint import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,13 @@ def published(tmp_path: Path, states: dict[str, State]) -> Published:
         made.save(network)
     (made.paths()["text"] / "spiece.model").write_bytes(b"pieces")
     return made
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint, and the bundle made of it with every precision set."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tokenizer").write_bytes(tokenizer())
+    checkpoint = read_checkpoint(write_tiny_checkpoint(folder / "checkpoint", tokenizer=folder / "tokenizer"))
+    export_bundle(checkpoint, folder / "bundle", precisions=("fp32", "fp16", "bf16"))
+    return folder

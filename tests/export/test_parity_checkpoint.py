@@ -9,36 +9,24 @@ import numpy as np
 import pytest
 
 from arlon_export.checkpoint import Checkpoint, read_checkpoint
-from arlon_export.export import export_bundle
 from arlon_export.parity_checkpoint import KEPT_CALLS, SMALL_CALLS, Calls, OneNetwork, compare_checkpoint, judge, record
 from arlon_rt.bundle import Bundle
 from arlon_rt.cli import main
 from arlon_rt.graphs import graph_specs
 from arlon_rt.options import GenerateOptions
-from tiny_bundle import tokenizer
-from tiny_checkpoint import tiny_model, write_tiny_checkpoint
+from tiny_checkpoint import tiny_model
 
 GRAPHS = ("text_encoder", "vq_decoder", "semantic", "caption", "dit", "vae_decoder", "vae_encoder")
 SHORT = GenerateOptions(num_frames=51)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint, and the bundle made of it with every precision set."""
-    folder = tmp_path_factory.mktemp("parity")
-    (folder / "tokenizer").write_bytes(tokenizer())
-    checkpoint = read_checkpoint(write_tiny_checkpoint(folder / "checkpoint", tokenizer=folder / "tokenizer"))
-    export_bundle(checkpoint, folder / "bundle", precisions=("fp32", "fp16", "bf16"))
-    return folder
-
-
 @pytest.fixture
-def checkpoint(folder: Path) -> Checkpoint:
-    return read_checkpoint(folder / "checkpoint")
+def checkpoint(tiny_export: Path) -> Checkpoint:
+    return read_checkpoint(tiny_export / "checkpoint")
 
 
-def test_every_graph_passes_in_every_precision(folder: Path, checkpoint: Checkpoint) -> None:
-    rows = list(compare_checkpoint(checkpoint, Bundle.open(folder / "bundle"), options=SHORT))
+def test_every_graph_passes_in_every_precision(tiny_export: Path, checkpoint: Checkpoint) -> None:
+    rows = list(compare_checkpoint(checkpoint, Bundle.open(tiny_export / "bundle"), options=SHORT))
     assert {r.graph for r in rows} == set(graph_specs(checkpoint.model))
     assert {(r.precision, r.by) for r in rows} == {
         ("fp32", "onnxruntime"), ("fp16", "onnxruntime"), ("fp16", "torch"), ("bf16", "torch"),
@@ -71,13 +59,13 @@ def test_first_calls_of_a_small_graph_and_some_of_a_large_one_are_kept() -> None
 
 
 def test_one_changed_weight_fails_the_graphs_that_read_it(
-    folder: Path, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+    tiny_export: Path, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = dict(checkpoint.weights["vq"])
     stored = weights["decoder.conv_out.bias"]
     weights["decoder.conv_out.bias"] = dataclasses.replace(stored, load=lambda: stored.load() + 1)
     other = dataclasses.replace(checkpoint, weights={**checkpoint.weights, "vq": weights})
-    rows = compare_checkpoint(other, Bundle.open(folder / "bundle"), options=SHORT)
+    rows = compare_checkpoint(other, Bundle.open(tiny_export / "bundle"), options=SHORT)
     failed = {(r.graph, r.by) for r in rows if not r.passed}
     assert failed == {("vq_decoder", "onnxruntime")}, "its torch module in half precision has the new weight, too"
 
@@ -91,9 +79,9 @@ def test_a_value_that_is_not_finite_fails() -> None:
     assert (row.finite, row.passed, row.output) == (False, False, "coarse")
 
 
-def test_the_command_prints_a_table_and_its_verdict(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--checkpoint", str(folder / "checkpoint"), "--num-frames", "17", "--prompt", "a red circle"]
-    assert main(["parity", str(folder / "bundle"), *arguments]) == 0
+def test_the_command_prints_a_table_and_its_verdict(tiny_export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoint", str(tiny_export / "checkpoint"), "--num-frames", "17", "--prompt", "a red circle"]
+    assert main(["parity", str(tiny_export / "bundle"), *arguments]) == 0
     out = capsys.readouterr().out
     assert "comparisons pass" in out
     for graph in ("text_encoder.fp32", "ar_step.fp16", "vae_decoder.bf16"):
@@ -101,13 +89,13 @@ def test_the_command_prints_a_table_and_its_verdict(folder: Path, capsys: pytest
 
 
 def test_a_bundle_of_another_model_is_refused(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = (folder / "checkpoint" / "config.json").read_text()
-    for path in (folder / "checkpoint").iterdir():
+    config = (tiny_export / "checkpoint" / "config.json").read_text()
+    for path in (tiny_export / "checkpoint").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "config.json").write_text(config.replace('"num_layers": 2', '"num_layers": 3'))
-    assert main(["parity", str(folder / "bundle"), "--checkpoint", str(tmp_path)]) == 2
+    assert main(["parity", str(tiny_export / "bundle"), "--checkpoint", str(tmp_path)]) == 2
     assert "ar.num_layers is 2 in the bundle and 3 in the checkpoint" in capsys.readouterr().err
 
 
@@ -120,7 +108,7 @@ def test_a_bundle_of_another_model_is_refused(
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(
-    folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    tiny_export: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["parity", str(folder / "bundle"), *arguments]) == 2
+    assert main(["parity", str(tiny_export / "bundle"), *arguments]) == 2
     assert message in capsys.readouterr().err

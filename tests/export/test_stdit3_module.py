@@ -230,6 +230,22 @@ def test_newly_active_frames_are_noised_to_the_timestep_first() -> None:
     torch.testing.assert_close(inside, noised_outside, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_survives_a_residual_stream_beyond_float16(dtype: torch.dtype) -> None:
+    """Every block adds values of up to 8e4 to the stream, a token's own among them; float16 ends at 65504."""
+    module = seeded()
+    with torch.no_grad():
+        for block in [*module.spatial_blocks, *module.temporal_blocks]:
+            block.cross_attn.proj.bias.mul_(1e5)
+            block.mlp.fc2.weight.mul_(1e4)
+            block.cross_attn.q_linear.weight.mul_(1e-5)  # queries read the stream as it is
+    exact = run_velocity(module)
+    half = {name: value.to(dtype) if value.is_floating_point() and name in ("latents", "text") else value
+            for name, value in velocity_inputs().items()}
+    rounded = run_velocity(module.to(dtype), **half)
+    assert (rounded - exact).norm() / exact.norm() < (0.01 if dtype == torch.float16 else 0.1)
+
+
 def test_training_works_under_bfloat16_autocast_and_reaches_every_weight() -> None:
     module = seeded(injection=INJECTION).train()
     inputs = velocity_inputs()

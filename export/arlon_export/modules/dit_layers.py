@@ -15,6 +15,14 @@ NORM_EPS = 1e-6
 SINUSOID_CHANNELS = 256
 
 
+def residual_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the residual stream, for weights of this type: sums over all blocks are never normalised and end fp16's range.
+
+    bf16 has float32's range and stays, as in the published run (spec 5.4).
+    """
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis; torch and the ONNX op both take the statistics in float32."""
 
@@ -130,8 +138,12 @@ class CrossAttention(nn.Module):
         return kv.reshape(*kv.shape[:-1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, caption_kv: Tensor, text_mask: Tensor) -> Tensor:
-        """x (batch, token, size), caption_kv as `keys_values` gives it, text_mask (batch, prompt) bool -> as x."""
-        query = split_heads(self.q_linear(x), self.num_heads)
+        """x (batch, token, size), caption_kv as `keys_values` gives it, text_mask (batch, prompt) bool -> as x.
+
+        x is the residual stream itself, not normalised; queries are computed in its type.
+        """
+        weight, bias = (p.to(x.dtype) for p in (self.q_linear.weight, self.q_linear.bias))
+        query = split_heads(F.linear(x, weight, bias).to(caption_kv.dtype), self.num_heads)
         key, value = caption_kv.unbind(0)
         # ONNX Runtime's Attention does not broadcast a mask over queries.
         mask = text_mask[:, None, None, :].expand(-1, -1, x.shape[1], -1)
@@ -140,8 +152,8 @@ class CrossAttention(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LN(x) * (1 + scale) + shift, the normalisation without weights of its own."""
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+    """LN(x) * (1 + scale) + shift, in shift's type; the normalisation has no weights and keeps x's."""
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS).to(shift.dtype) * (1 + scale) + shift
 
 
 class Block(nn.Module):
@@ -163,7 +175,7 @@ class Block(nn.Module):
         """One block.
 
         Args:
-            x: (batch, frame, patch, size).
+            x: (batch, frame, patch, size), of `residual_dtype`.
             modulation: (batch or 1, frame, 6, size): shift, scale and gate of the attention, then of the MLP.
             caption_kv: (2, batch, head, prompt, head_dim).
             text_mask: (batch, prompt) bool.
@@ -172,6 +184,8 @@ class Block(nn.Module):
         """
         table = modulation + self.scale_shift_table
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=-2)
+        wide = torch.promote_types(table.dtype, x.dtype)  # what is added to the stream is computed in its type
+        gate_msa, gate_mlp = gate_msa.to(wide), gate_mlp.to(wide)
         branch = gate_msa * self._attend(modulate(x, shift_msa, scale_msa), rotary)
         x = x + (branch if features is None else inject(branch, features))
         x = x + self.cross_attn(x.flatten(1, 2), caption_kv, text_mask).reshape(x.shape)

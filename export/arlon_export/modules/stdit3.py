@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arlon_export.modules.dit_layers import Block, CaptionEmbedder, FinalLayer, ScalarEmbedder
+from arlon_export.modules.dit_layers import Block, CaptionEmbedder, FinalLayer, ScalarEmbedder, residual_dtype
 from arlon_export.modules.injection import SemanticInjection
 from arlon_rt.config import DiTConfig, InjectionConfig
 from arlon_rt.tables import position_table
@@ -168,7 +168,7 @@ class STDiT3(nn.Module):
         height, width = latents.shape[3:]
         tokens = self.x_embedder(self._pad(latents))
         tokens = tokens + position.to(tokens.dtype)
-        x = tokens.expand(caption_kv.shape[2], -1, -1, -1)
+        x = tokens.to(residual_dtype(tokens.dtype)).expand(caption_kv.shape[2], -1, -1, -1)
         time, modulation = self._times(timestep, fps, frame_mask)
         injected = {} if features is None else dict(zip(self._injected, features.unbind(0), strict=True))
         for block, kv in zip(self._blocks(), caption_kv.unbind(0), strict=True):
