@@ -56,6 +56,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--aspect-ratio", metavar="W:H",
         help="its shape, width first: 16:9 landscape (the default), 9:16 portrait, 1:1 square (all that 512 has)",
     )
+    group.add_argument(
+        "--first-segment-frames", type=int, metavar="N",
+        help="length of the first segment; shorter (17, 34, 51) shows the first frames sooner",
+    )
     group.add_argument("--fps", type=float, metavar="F", help="frames a second; the model is told, too")
     group.add_argument("--seed", type=int, metavar="N", help="the same seed makes the same video")
     group.add_argument(

@@ -117,7 +117,8 @@ class Recording:
         self.num_frames = 0
         self.stopped = False
         self.resolved = options.resolved(bundle)
-        self.timeline = timeline.in_seconds(plan(self.resolved.num_frames, bundle.model), self.resolved.fps)
+        segments = plan(self.resolved.num_frames, bundle.model, self.resolved.first_segment_frames)
+        self.timeline = timeline.in_seconds(segments, self.resolved.fps)
         self._began = self._loaded = self._ended = time.perf_counter()
 
     def record(self, pipeline: Pipeline, on_event: Callable[[Event], None]) -> None:

@@ -42,6 +42,9 @@ class GenerateOptions:
     height: int | None = None
     """Height in pixels; frames come out rounded down to whole latents (8 pixels in Open-Sora: 426 gives 424)."""
     width: int | None = None
+    first_segment_frames: int | None = None
+    """Length of the first segment, whole chunks of the video autoencoder: a shorter one shows its first frames sooner,
+    and the rest of the video comes out another."""
     fps: float | None = None
     """Frames a second, told to the diffusion transformer and written to the file."""
     num_inference_steps: int | None = None
@@ -77,6 +80,7 @@ class GenerateOptions:
         video = bundle.model.video
         values = {
             "num_frames": video.segment_frames, "height": video.height, "width": video.width, "fps": video.fps,
+            "first_segment_frames": video.segment_frames,
             "inject": bundle.model.injection is not None, **DEFAULTS,
         }
         if bundle.model.ar:
@@ -95,6 +99,7 @@ class ResolvedOptions:
     num_frames: int
     height: int
     width: int
+    first_segment_frames: int
     fps: float
     num_inference_steps: int
     guidance_scale: float
@@ -125,6 +130,7 @@ def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
         num_frames=_integer("num_frames", values, 1, MAX_FRAMES, "1 is an image"),
         height=_integer("height", values, smallest, max_height),
         width=_integer("width", values, smallest, max_width),
+        first_segment_frames=_first_segment_frames(values, model),
         fps=_number("fps", values, 1, MAX_FPS),
         num_inference_steps=_integer("num_inference_steps", values, 1, MAX_STEPS, "10 is usual, 5 is fast"),
         guidance_scale=_number("guidance_scale", values, 0, 100, "1 is off"),
@@ -139,6 +145,15 @@ def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
         camera_motion=_text("camera_motion", values),
         inject=values["inject"],
     )
+
+
+def _first_segment_frames(values: Mapping[str, Any], model: ModelConfig) -> int:
+    chunk, whole = model.vae.chunk_frames, model.video.segment_frames
+    number = _integer("first_segment_frames", values, chunk, whole)
+    if number % chunk:
+        sizes = ", ".join(map(str, range(chunk, whole + 1, chunk)))
+        raise OptionsError(f"first_segment_frames is {number}; it must be one of {sizes}")
+    return number
 
 
 def _check_scores(values: Mapping[str, Any], model: ModelConfig) -> None:

@@ -188,7 +188,7 @@ class Pipeline:
         prompts, resolved = Timeline.of(prompt), options.resolved(self.bundle)
         for wanted in _texts(prompts, resolved):
             self._stages.text_encoder.caption(wanted)
-        segments = plan(resolved.num_frames, self.bundle.model)
+        segments = plan(resolved.num_frames, self.bundle.model, resolved.first_segment_frames)
         return self._scored(prompts.in_seconds(segments, resolved.fps), resolved), resolved, segments
 
     def _scored(self, prompts: Timeline, options: ResolvedOptions) -> Timeline:

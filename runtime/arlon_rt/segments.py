@@ -34,8 +34,8 @@ class Segment:
         return (self.frames.start + self.frames.stop) / 2 / fps
 
 
-def plan(num_frames: int, model: ModelConfig) -> list[Segment]:
-    """Cut ``num_frames`` frames into segments.
+def plan(num_frames: int, model: ModelConfig, first_segment_frames: int | None = None) -> list[Segment]:
+    """Cut ``num_frames`` frames into segments; ``first_segment_frames``, whole chunks, may shorten the first window.
 
     With Open-Sora's sizes a chunk is 17 frames or 5 latents, and no latent depends on another chunk. Segment k is the
     window of 68 frames (20 latents) at frame 51 k, latent 15 k: its first 17 frames (5 latents) repeat the end of
@@ -45,6 +45,7 @@ def plan(num_frames: int, model: ModelConfig) -> list[Segment]:
 
     A code-frame covers ``stride`` latents, so latents 15 k .. 15 k + n - 1 need the code-frames
     floor(15 k / stride) .. ceil((15 k + n) / stride) - 1 and stand at offset 15 k mod stride in their decoding.
+    A shorter first window moves all others forward by the chunks it lacks.
     """
     if num_frames == 1:
         return [Segment(index=0, latents=range(1), kept=0, frames=range(1))]
@@ -55,7 +56,8 @@ def plan(num_frames: int, model: ModelConfig) -> list[Segment]:
     done = 0  # chunks
     while done < total:
         kept = overlap if segments else 0
-        stop = min(done - kept + window, total)
+        chunks = window if segments or first_segment_frames is None else first_segment_frames // frames
+        stop = min(done - kept + chunks, total)
         segments.append(Segment(
             index=len(segments), latents=range((done - kept) * latents, stop * latents), kept=kept * latents,
             frames=range(done * frames, min(stop * frames, num_frames)),
