@@ -84,3 +84,17 @@ def test_a_20_second_video_with_a_prompt_switch_needs_no_more_memory_than_a_10_s
         for seconds in (10, 20)
     )
     assert long <= 1.05 * short
+
+
+def test_a_resumed_video_is_the_uninterrupted_one_to_the_last_bit() -> None:
+    """The token model's caches are filled again by the calls that filled them; windows of 16 code-frames slide."""
+    options = GenerateOptions(num_frames=68 + 51 * 3, num_inference_steps=2, seed=4)
+    prompt = "a red circle moves right on a black background"
+    with Pipeline.open(threads=1) as pipeline:
+        whole = pipeline.generate(prompt, options, overlap=True).frames
+        generation = pipeline.stream(prompt, options)
+        made = [next(generation).frames for _ in range(10)]
+        snapshot = generation.snapshot()
+        generation.close()
+        rest = [chunk.frames for chunk in pipeline.resume(snapshot)]
+    assert np.array_equal(np.concatenate([*made, *rest]), whole)

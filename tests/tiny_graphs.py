@@ -84,12 +84,13 @@ def _ar_prefix(c: ModelConfig) -> str:
 
 
 def _ar_step(c: ModelConfig) -> str:
-    """Next token: the last one, the uniform and the mean of the first cache, modulo the number of codes."""
+    """Next token: the last one, the uniform and what is written in the first cache, modulo the number of codes."""
     assert c.ar
     a = c.ar
     return (
         _ints("last", -1) + _ints("shape", 1, a.num_heads, 1, a.head_dim) + _ints("square", 1, 1)
-        + _ints("column", 1, 1, -1, 1) + _ints("codes", a.num_codes) + _ints("three", 1, 1, 1) + f"""
+        + _ints("column", 1, 1, -1, 1) + _ints("codes", a.num_codes) + _ints("three", 1, 1, 1)
+        + _ints("slots", *range(a.max_length)) + _ints("rows_alone", -1, 1) + _ints("mask_axes", 1, 3) + f"""
         batch = Shape (write_index)
         rows = Concat <axis = 0> (batch, three)
         ids = Cast <to = FLOAT> (tokens)
@@ -97,7 +98,12 @@ def _ar_step(c: ModelConfig) -> str:
         heads = Expand (slot, shape)
         update = Expand (heads, rows)
         key32 = Cast <to = 1> (key_0)
-        seen = ReduceMean <keepdims = 0> (key32)
+        begin = Reshape (write_index, rows_alone)
+        older = Less (slots, begin)
+        written = Cast <to = 1> (older)
+        mask = Unsqueeze (written, mask_axes)
+        known = Mul (key32, mask)
+        seen = ReduceMean <keepdims = 0> (known)
         scale = Constant <value = float {{{a.num_codes}.0}}> ()
         steps = Mul (uniform, scale)
         noisy = Add (steps, seen)

@@ -67,6 +67,22 @@ class TokenModel:
         return TokenStream(self, height, width, sampling)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenState:
+    """A token grid between two segments: what it takes to fill the caches again by the very same calls."""
+
+    codes: tuple[int, ...]
+    """The newest ones, row-major, the window's all among them."""
+    dropped: int
+    """How many came before them."""
+    window: int
+    """Index in the whole video of the window's first code."""
+    context: int
+    """Codes that were fed together when the window was opened."""
+    fed: int
+    """Entries of the window's sequence, BOS first, that are in the caches; 0: a new window is about to be opened."""
+
+
 class TokenSource(Protocol):
     """Where a video's tokens come from."""
 
@@ -78,6 +94,12 @@ class TokenSource(Protocol):
         self, texts: Sequence[Text], code_frames: range, on_token: OnToken = ...
     ) -> NDArray[np.int64]:
         """The tokens (1, code_frame, height, width) of these code-frames."""
+
+    def state(self) -> TokenState | None:
+        """Where `extend` has got to; ``None``: nothing depends on it."""
+
+    def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
+        """Go on from ``state`` of a source like this one, whose last `extend` had these ``texts``."""
 
 
 class GivenTokens:
@@ -98,13 +120,21 @@ class GivenTokens:
             raise OptionsError(f"tokens has shape {given.shape}; ({code_frames} or more, {height}, {width}) is needed")
         if given.min() < 0 or given.max() >= num_codes:
             raise OptionsError(f"tokens go from {given.min()} to {given.max()}; codes are 0 .. {num_codes - 1}")
-        self._tokens = given.astype(np.int64)[None]
+        self.tokens = given.astype(np.int64)
+        """(code_frame, height, width)."""
 
     def extend(
         self, texts: Sequence[Text], code_frames: range, on_token: OnToken = lambda done, total: None
     ) -> NDArray[np.int64]:
         """The tokens (1, code_frame, height, width) of these code-frames; the prompt has no say in them."""
-        return np.ascontiguousarray(self._tokens[:, code_frames.start : code_frames.stop])
+        return np.ascontiguousarray(self.tokens[None, code_frames.start : code_frames.stop])
+
+    def state(self) -> None:
+        """There is none."""
+        return None
+
+    def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
+        """Nothing is to be done."""
 
 
 class TokenStream:
@@ -126,6 +156,7 @@ class TokenStream:
         self._lengths = np.zeros(0, np.int64)  # of each row's text: the slot of BOS
         self._capacity = model.config.grid[0]  # code-frames; a bundle's caches have room for the longest prompt beside
         self._window = 0  # index of the window's first code
+        self._context = 0  # codes fed together when the window was opened
         self._fed = 0  # entries of the window's sequence that are in the cache
         self._caches: dict[str, NDArray[Any] | Handle] = {}
 
@@ -149,6 +180,46 @@ class TokenStream:
         tokens = np.array(self._codes[first : wanted - self._dropped], np.int64)
         self._drop(min(code_frames.start * self._area, self._written - self._capacity * self._area))
         return tokens.reshape(1, len(code_frames), self._height, self._width)
+
+    def state(self) -> TokenState:
+        """What `restore` needs beside the texts of the last `extend`."""
+        return TokenState(
+            codes=tuple(self._codes), dropped=self._dropped, window=self._window, context=self._context, fed=self._fed
+        )
+
+    def check(self, state: TokenState | None, code_frames: int) -> None:
+        """Hold a state from outside to a stream that has written this many code-frames.
+
+        Raises:
+            OptionsError: it does not fit.
+        """
+        most = self._capacity * self._area
+        if state is None:
+            raise OptionsError("there are no tokens to go on from")
+        after = state.dropped + len(state.codes)
+        fits = (
+            after == code_frames * self._area and 0 <= state.dropped <= state.window <= after
+            and after - state.window <= most and 0 <= state.context <= after - state.window
+            and (state.fed == 0 or 1 + state.context <= state.fed <= 1 + after - state.window)
+        )
+        if not fits or not all(0 <= code < self._model.config.num_codes for code in state.codes):
+            raise OptionsError(
+                f"{len(state.codes)} tokens from {state.dropped} on, {state.fed} of them fed in a window at "
+                f"{state.window}, are no state of a stream of {code_frames} code-frames"
+            )
+
+    def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
+        """Go on from ``state`` of a stream like this one, whose last `extend` had these ``texts``.
+
+        The caches are filled by the calls that filled them then, so that what follows is the same to the last bit.
+        """
+        self._codes, self._dropped = list(state.codes), state.dropped
+        self._prefill_text(tuple(texts))
+        self._window, self._context = state.window, state.context
+        first = self._window - self._dropped
+        while self._fed < state.fed:
+            end = first + (self._context if not self._fed else self._fed)
+            self._feed(self._codes[first + max(self._fed - 1, 0) : end])
 
     @property
     def guided(self) -> bool:
@@ -174,14 +245,17 @@ class TokenStream:
 
     def _open_window(self) -> None:
         """Start a window at the newest half window of whole code-frames; the text stays in the first slots."""
-        context = min(self._written // self._area, self._capacity // 2)
-        self._window = self._written - context * self._area
+        self._context = min(self._written // self._area, self._capacity // 2) * self._area
+        self._window = self._written - self._context
         self._fed = 0
 
     def _sample(self) -> int:
-        """Feed what the cache has not seen (one token, or a new window's BOS and context) and sample the next."""
+        """Feed what the cache has not seen (one token, or a new window's context) and sample the next."""
+        return self._feed(self._codes[self._window + max(self._fed - 1, 0) - self._dropped :])
+
+    def _feed(self, codes: list[int]) -> int:
+        """Feed the next codes of the window, after BOS where it is new, and sample the one that follows them."""
         config, sampling = self._model.config, self._sampling
-        codes = self._codes[self._window + max(self._fed - 1, 0) - self._dropped :]
         tokens = codes if self._fed else [config.bos, *codes]
         feed: dict[str, NDArray[Any]] = {
             "tokens": np.array([tokens], np.int64),

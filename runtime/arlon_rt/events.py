@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ class Started:
     """Height of the frames that will come, in pixels (what was asked for, rounded down to whole latents)."""
     width: int
     segments: int
+    first_frame: int = 0
+    """Number of the first frame that will be made; more than 0 where a generation is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,10 @@ class Finished:
 
     num_frames: int
     wall_seconds: float
+    first_chunk_seconds: float
+    """From the start to the first chunk."""
+    stage_seconds: Mapping[Stage, float]
+    """Time each stage worked; with overlap their sum may exceed ``wall_seconds``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,11 @@
-"""The model on one page: prompt -> text -> tokens -> coarse latents -> latents -> frames, segment by segment."""
+"""The library's front door: a bundle opened, and requests to it. What a generation does is in generation.py."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,36 +14,21 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt import flow, noise
-from arlon_rt.ar import GivenTokens, OnToken, Sampling, TokenSource
+from arlon_rt.ar import GivenTokens, Sampling, TokenSource
 from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.captions import with_scores
 from arlon_rt.dit import View
-from arlon_rt.errors import ArlonError, Cancelled, OptionsError
-from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Stage, Started
+from arlon_rt.errors import ArlonError, OptionsError
+from arlon_rt.generation import Boundary, Generation, OnEvent, Request, Work, check_boundary
 from arlon_rt.options import GenerateOptions, ResolvedOptions
-from arlon_rt.prompts import Text
 from arlon_rt.segments import Segment, plan
+from arlon_rt.snapshot import Machine, Snapshot
 from arlon_rt.stages import Stages
 from arlon_rt.timeline import Timeline
 
 Prompts = str | Timeline | Iterable[tuple[float, str]]
-OnEvent = Callable[[Event], object]
-
 USUAL = GenerateOptions()
 IMAGE_FPS = 120.0
 """What Open-Sora tells its transformer in place of frames a second when it makes an image (spec 5.3)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Chunk:
-    """Frames that are ready."""
-
-    frames: NDArray[np.uint8]
-    """(frame, height, width, 3), RGB."""
-    index: int
-    """Number of the first frame in the video."""
-    segment: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +52,12 @@ class Pipeline:
     share nothing. Close a pipeline, or leave its ``with`` block, when no generation is running.
     """
 
-    def __init__(self, bundle: Bundle, stages: Stages) -> None:
-        """From stages that are open; `Pipeline.open` is the usual way."""
+    def __init__(
+        self, bundle: Bundle, stages: Stages, *, backend: str = "", device: str = "", threads: int | None = None
+    ) -> None:
+        """From stages that are open; `Pipeline.open` is the usual way. The rest says what they run on."""
         self.bundle, self._stages = bundle, stages
+        self._machine = Machine(backend=backend, device=device, precision=stages.precision, threads=threads)
         self._turn, self._owner = threading.Lock(), 0
 
     @classmethod
@@ -93,33 +80,66 @@ class Pipeline:
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(demo_bundle_path() if bundle is None else bundle)
         stages = Stages.open(opened, backend=backend, device=device, precision=precision, threads=threads)
-        return cls(opened, stages)
+        return cls(opened, stages, backend=backend, device=device, threads=threads)
 
     def stream(
         self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
-        on_event: OnEvent | None = None,
-    ) -> Iterator[Chunk]:
+        on_event: OnEvent | None = None, overlap: bool = False,
+    ) -> Generation:
         """Make a video and hand out its frames as they are made, in memory that does not grow with its length.
 
         The request is checked at once; work begins with the first chunk asked for. Closing the iterator early ends
-        the generation. ``tokens`` (code_frame, row, column), as `tokens` makes them, are injected in place of those
-        the token model would write. ``on_event`` is called on the thread that iterates; what it raises ends the
-        generation.
+        the generation; its other methods steer it.
+
+        Args:
+            prompt: one prompt, Open-Sora's ``|0| text |6| text``, (seconds, prompt) pairs or a `Timeline`.
+            options: what else is asked for.
+            tokens: (code_frame, row, column), as `tokens` makes them; injected in place of those the token model
+                would write.
+            on_event: called with each event, one at a time; what it raises ends the generation. With ``overlap`` it
+                is called on the threads that work, else on the one that iterates.
+            overlap: draft the next segment and decode the last one while one is denoised, on three threads. The
+                frames are the same.
 
         Raises:
             OptionsError: a prompt, an option or the tokens cannot be used.
         """
-        prompts, resolved, segments = self._request(prompt, options)
-        view = self._view(resolved)
-        source = self._token_source(resolved, view, segments, tokens)
-        return self._reported(segments, prompts, resolved, view, source, on_event or (lambda event: None))
+        return self._generation(self._request(prompt, options, tokens), Boundary(segment=0), on_event, overlap)
+
+    def resume(
+        self, snapshot: Snapshot | str | os.PathLike[str], *, on_event: OnEvent | None = None, overlap: bool = False
+    ) -> Generation:
+        """Go on from a snapshot: the frames are those that the uninterrupted generation would have made.
+
+        ``snapshot`` is one or the path of its file; the other arguments are those of `stream`.
+
+        Raises:
+            OptionsError: it cannot be read, is of another bundle, backend, device, precision or number of threads, or
+                of a video that is complete.
+        """
+        taken = snapshot if isinstance(snapshot, Snapshot) else Snapshot.load(snapshot)
+        if taken.bundle != self.bundle.hash:
+            raise OptionsError(
+                f"the snapshot is of bundle {taken.bundle:.12}, this one is {self.bundle.hash:.12}; open the pipeline "
+                "with the bundle it was made with"
+            )
+        for name, value in dataclasses.asdict(taken.machine).items():
+            if value != (have := getattr(self._machine, name)):
+                raise OptionsError(
+                    f"the snapshot was made with {name} {value!r:.40}, this pipeline has {have!r}, and would make "
+                    f"another video; open the pipeline with {name}={value!r:.40}"
+                )
+        request = self._request(taken.prompts, taken.options, taken.given_tokens)
+        check_boundary(taken.boundary, request, self.bundle.model)
+        return self._generation(request, taken.boundary, on_event, overlap)
 
     def generate(
         self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
-        on_event: OnEvent | None = None,
+        on_event: OnEvent | None = None, overlap: bool = False,
     ) -> Video:
         """Make a video and return all of it; arguments and errors are those of `stream`."""
-        frames = [chunk.frames for chunk in self.stream(prompt, options, tokens=tokens, on_event=on_event)]
+        chunks = self.stream(prompt, options, tokens=tokens, on_event=on_event, overlap=overlap)
+        frames = [chunk.frames for chunk in chunks]
         return Video(np.concatenate(frames), options.resolved(self.bundle).fps)
 
     def tokens(self, prompt: Prompts, options: GenerateOptions = USUAL) -> NDArray[np.int64]:
@@ -128,19 +148,13 @@ class Pipeline:
         Raises:
             OptionsError: a prompt or an option cannot be used, or the request injects no tokens.
         """
-        prompts, resolved, segments = self._request(prompt, options)
-        view = self._view(resolved)
-        source = self._token_source(resolved, view, segments, None)
+        request = self._request(prompt, options, None)
+        source = request.tokens
         if source is None:
             raise OptionsError("this request injects no tokens: the bundle has no token model, or inject is False")
+        work = Work(self._stages, self.bundle.model, request, lambda event: None)
         with self._one_at_a_time():
-            negative = self._negative(resolved)
-            grid = np.zeros((0, *self._code_size(view)), np.int64)
-            for segment in segments:
-                text = self._stages.text_encoder.encode(prompts.at(segment.middle(resolved.fps)))
-                newest, first = self._segment_tokens(source, text, negative, segment)
-                grid = np.concatenate([grid[:first], newest[0]])
-        return grid
+            return work.tokens(source, self._code_size(request.view))
 
     @property
     def precision(self) -> str:
@@ -159,49 +173,34 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _generate(
-        self, segments: list[Segment], prompts: Timeline, options: ResolvedOptions, view: View,
-        tokens: TokenSource | None, report: OnEvent,
-    ) -> Iterator[Chunk]:
-        """The paper's figure: each segment from its prompt, the tokens so far and the frames before it."""
-        stages, negative = self._stages, self._negative(options)
-        denoising = stages.denoiser.start(view)
-        before: NDArray[np.uint8] | None = None
-        for segment in segments:
-            progress = _Reporter(report, segment.index)
-            text = stages.text_encoder.encode(prompts.at(segment.middle(options.fps)))
-            progress("text", 1, 1)
-            coarse = self._coarse(tokens, text, negative, segment, view, progress) if tokens else None
-            latents, mask = self._initial_latents(segment, before, view, options.seed)
-            latents = denoising.denoise(
-                latents, self._steps(segment, mask, options), _renoise(segment, latents.shape, options.seed),
-                text=text, negative=negative, coarse=coarse, on_step=progress.of("dit"),
+    def _generation(self, request: Request, start: Boundary, on_event: OnEvent | None, overlap: bool) -> Generation:
+        report = on_event or (lambda event: None)
+        work = Work(self._stages, self.bundle.model, request, report, overlap=overlap, start=start)
+        given = request.tokens.tokens if isinstance(request.tokens, GivenTokens) else None
+        options = GenerateOptions(**dataclasses.asdict(request.options))
+
+        def snapshot(boundary: Boundary, prompts: Timeline) -> Snapshot:
+            return Snapshot(
+                bundle=self.bundle.hash, machine=self._machine, options=options, prompts=prompts, boundary=boundary,
+                given_tokens=given,
             )
-            for chunk in self._frames(segment, latents, progress):
-                before = chunk.frames.copy()  # the caller may draw on the frames
-                yield chunk
+
+        return Generation(work, self._one_at_a_time(), snapshot)
 
     def _request(
-        self, prompt: Prompts, options: GenerateOptions
-    ) -> tuple[Timeline, ResolvedOptions, list[Segment]]:
-        """The request, checked as far as prompts and options go."""
+        self, prompt: Prompts, options: GenerateOptions, tokens: NDArray[np.integer] | None
+    ) -> Request:
+        """The request, checked."""
         prompts, resolved = Timeline.of(prompt), options.resolved(self.bundle)
-        for wanted in _texts(prompts, resolved):
+        unwanted = [resolved.negative_prompt] if resolved.negative_prompt else []
+        for wanted in [*(text for _, text in prompts.entries), *unwanted]:
             self._stages.text_encoder.caption(wanted)
         segments = plan(resolved.num_frames, self.bundle.model, resolved.first_segment_frames)
-        return self._scored(prompts.in_seconds(segments, resolved.fps), resolved), resolved, segments
-
-    def _scored(self, prompts: Timeline, options: ResolvedOptions) -> Timeline:
-        """Each prompt with the scores asked for."""
-        suffix = self.bundle.model.text.prompt_suffix
-        return Timeline(tuple((seconds, with_scores(
-            prompt, suffix, aesthetic_score=options.aesthetic_score, motion_score=options.motion_score,
-            camera_motion=options.camera_motion,
-        )) for seconds, prompt in prompts.entries))
-
-    def _negative(self, options: ResolvedOptions) -> Text | None:
-        unwanted = options.negative_prompt
-        return self._stages.text_encoder.encode(unwanted) if unwanted else None
+        view = self._view(resolved)
+        return Request(
+            options=resolved, view=view, segments=segments, prompts=prompts.in_seconds(segments, resolved.fps),
+            tokens=self._token_source(resolved, view, segments, tokens),
+        )
 
     def _code_size(self, view: View) -> tuple[int, int]:
         assert self._stages.vq_decoder
@@ -226,57 +225,6 @@ class Pipeline:
         )
         return token_model.start(*size, sampling)
 
-    def _segment_tokens(
-        self, source: TokenSource, text: Text, negative: Text | None, segment: Segment,
-        on_token: OnToken = lambda done, total: None,
-    ) -> tuple[NDArray[np.int64], int]:
-        """The segment's tokens (1, code_frame, row, column) and the number of their first code-frame."""
-        assert self._stages.vq_decoder
-        code_frames = segment.code_frames(self._stages.vq_decoder.config.stride[0])
-        texts = [text, negative or self._stages.text_encoder.null()] if source.guided else [text]
-        return source.extend(texts, code_frames, on_token), code_frames.start
-
-    def _coarse(
-        self, source: TokenSource, text: Text, negative: Text | None, segment: Segment, view: View,
-        progress: _Reporter,
-    ) -> NDArray[np.float32]:
-        """Write the segment's tokens and decode them to its coarse latents."""
-        assert self._stages.vq_decoder
-        grid, _ = self._segment_tokens(source, text, negative, segment, progress.of("ar"))
-        coarse = self._stages.vq_decoder.decode(grid, segment, view.latent_height, view.latent_width)
-        progress("vq", 1, 1)
-        return coarse
-
-    def _initial_latents(
-        self, segment: Segment, before: NDArray[np.uint8] | None, view: View, seed: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Noise (1, channel, frame, height, width), the frames before encoded at its start, and the mask: 0 there."""
-        channels = self.bundle.model.dit.in_channels
-        shape = 1, channels, len(segment.latents), view.latent_height, view.latent_width
-        latents = noise.normal(seed, "latents", segment.index, shape)
-        mask = np.ones(len(segment.latents), np.float32)
-        if segment.kept and before is not None:
-            latents[:, :, : segment.kept] = self._stages.vae_encoder.encode(before)
-            mask[: segment.kept] = 0
-        return latents, mask
-
-    def _steps(self, segment: Segment, mask: NDArray[np.float32], options: ResolvedOptions) -> list[flow.Step]:
-        model = self.bundle.model
-        chunks = len(segment.latents) // model.vae.chunk_latents
-        frames = chunks * model.vae.chunk_frames or 1
-        times = flow.timesteps(options.num_inference_steps, options.height, options.width, frames, model.flow)
-        return flow.schedule(times, mask, model.flow)
-
-    def _frames(self, segment: Segment, latents: NDArray[np.float32], progress: _Reporter) -> Iterator[Chunk]:
-        """Decode the new latents chunk by chunk; the last chunk of the video is cut to the length asked for."""
-        vae, new = self.bundle.model.vae, latents[:, :, segment.kept :]
-        chunks = math.ceil(new.shape[2] / vae.chunk_latents)
-        decoded = 1 if new.shape[2] == 1 else chunks * vae.chunk_frames
-        for i, frames in enumerate(self._stages.vae_decoder.decode(new, decoded)):
-            index = segment.frames.start + i * vae.chunk_frames
-            progress("vae", i + 1, chunks)
-            yield Chunk(frames[: segment.frames.stop - index], index, segment.index)
-
     def _view(self, options: ResolvedOptions) -> View:
         unit = self.bundle.model.vae.space_stride
         return View(
@@ -284,31 +232,6 @@ class Pipeline:
             latent_height=options.height // unit, latent_width=options.width // unit,
             fps=IMAGE_FPS if options.num_frames == 1 else options.fps, guidance_scale=options.guidance_scale,
         )
-
-    def _reported(
-        self, segments: list[Segment], prompts: Timeline, options: ResolvedOptions, view: View,
-        tokens: TokenSource | None, report: OnEvent,
-    ) -> Iterator[Chunk]:
-        """The generation between its first and its last event."""
-        begun, unit = time.monotonic(), self.bundle.model.vae.space_stride
-        with self._one_at_a_time():
-            report(Started(
-                num_frames=options.num_frames, fps=options.fps, segments=len(segments),
-                height=unit * view.latent_height, width=unit * view.latent_width,
-            ))
-            try:
-                for wanted in _texts(prompts, options):
-                    if cut := self._stages.text_encoder.cut(wanted):
-                        report(cut)
-                for chunk in self._generate(segments, prompts, options, view, tokens, report):
-                    report(ChunkReady(segment=chunk.segment, index=chunk.index, num_frames=len(chunk.frames)))
-                    yield chunk
-            except Cancelled:
-                raise
-            except Exception as error:
-                report(Failed(error=str(error)))
-                raise
-            report(Finished(num_frames=options.num_frames, wall_seconds=time.monotonic() - begun))
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -320,27 +243,3 @@ class Pipeline:
                 yield
             finally:
                 self._owner = 0
-
-
-class _Reporter:
-    """Progress events of one segment."""
-
-    def __init__(self, report: OnEvent, segment: int) -> None:
-        self._report, self._segment = report, segment
-
-    def __call__(self, stage: Stage, done: int, total: int) -> None:
-        self._report(Progress(stage=stage, segment=self._segment, done=done, total=total))
-
-    def of(self, stage: Stage) -> Callable[[int, int], None]:
-        return lambda done, total: self(stage, done, total)
-
-
-def _texts(prompts: Timeline, options: ResolvedOptions) -> list[str]:
-    """Each prompt of a request once, the negative one included."""
-    wanted = [*(prompt for _, prompt in prompts.entries), options.negative_prompt]
-    return list(dict.fromkeys(text for text in wanted if text))
-
-
-def _renoise(segment: Segment, shape: tuple[int, ...], seed: int) -> Callable[[int], NDArray[np.float32]]:
-    """Noise for frames that join at a step."""
-    return lambda step: noise.normal(seed, f"segment {segment.index} step", step, shape)

@@ -40,14 +40,23 @@ class VAEDecoder:
 
         Frames are (frame, height, width, 3), RGB; ``num_frames`` says how many the latents stand for.
         """
-        chunk_latents, chunk_frames = self._config.chunk_latents, self._config.chunk_frames
-        for chunk, first in enumerate(range(0, latents.shape[2], chunk_latents)):
-            frames = min(num_frames - chunk * chunk_frames, chunk_frames)
-            outputs = self._session.run({
-                "latents": np.ascontiguousarray(latents[:, :, first : first + chunk_latents]),
-                "frame_index": decoder_frame_index(frames, self._config),
-            })
-            yield np.asarray(outputs["frames"])
+        for chunk in range(self.chunks(latents)):
+            yield self.decode_chunk(latents, chunk, num_frames)
+
+    def chunks(self, latents: NDArray[np.float32]) -> int:
+        """How many chunks these latents are."""
+        frames: int = latents.shape[2]
+        return math.ceil(frames / self._config.chunk_latents)
+
+    def decode_chunk(self, latents: NDArray[np.float32], chunk: int, num_frames: int) -> NDArray[np.uint8]:
+        """The frames of one chunk alone; no chunk depends on another."""
+        size, chunk_frames = self._config.chunk_latents, self._config.chunk_frames
+        frames = min(num_frames - chunk * chunk_frames, chunk_frames)
+        outputs = self._session.run({
+            "latents": np.ascontiguousarray(latents[:, :, chunk * size : (chunk + 1) * size]),
+            "frame_index": decoder_frame_index(frames, self._config),
+        })
+        return np.asarray(outputs["frames"])
 
 
 class VAEEncoder:

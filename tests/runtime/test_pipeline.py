@@ -6,7 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,6 @@ from tiny_bundle import TINY, baseline_model, write_tiny_bundle
 from watched import Watched, watched
 
 PROMPT = "a red circle moves right"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def pipeline(folder: Path) -> Iterator[Pipeline]:
-    with Pipeline.open(folder, threads=1) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 17, 20, 68, 69, 130])

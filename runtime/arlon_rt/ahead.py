@@ -1,0 +1,73 @@
+"""An iterator run on a thread of its own: the next stage's work is done while this one's is used."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Generator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Ahead(Generic[T]):
+    """The items of ``source``, made on a worker thread while at most ``depth`` of them wait to be taken.
+
+    Whoever takes slowly slows the work. What ``source`` raises is raised, once, where its items are taken. `close` ends
+    the thread after the item under way; ``source`` is closed on its own thread.
+    """
+
+    def __init__(self, source: Generator[T], name: str, depth: int = 1) -> None:
+        self._source, self._depth = source, depth
+        self._changed = threading.Condition()
+        self._waiting: deque[T] = deque()
+        self._closing = self._ended = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Ahead[T]:
+        return self
+
+    def __next__(self) -> T:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ended)
+            if self._waiting:
+                self._changed.notify_all()
+                return self._waiting.popleft()
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the work and wait for the thread; a second call does nothing."""
+        with self._changed:
+            self._closing = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            while self._room():
+                try:
+                    item = next(self._source)
+                except StopIteration:
+                    break
+                with self._changed:
+                    self._waiting.append(item)
+                    self._changed.notify_all()
+            self._source.close()
+        except BaseException as error:  # raised again by whoever takes the items
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _room(self) -> bool:
+        """Wait until an item may be made; ``False`` when none is wanted any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or len(self._waiting) < self._depth)
+            return not self._closing

@@ -1,0 +1,127 @@
+"""A generation between two segments in a small file, from which it goes on as if nothing had happened.
+
+A safetensors file: the last chunk's frames and the newest tokens, and a JSON text with everything else. It is taken
+for hostile until `Pipeline.resume` has held it to the bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arlon_rt.ar import TokenState
+from arlon_rt.errors import OptionsError, OutputError
+from arlon_rt.generation import Boundary
+from arlon_rt.options import GenerateOptions
+from arlon_rt.timeline import Timeline
+
+FORMAT = "1"
+MAX_BYTES = 1 << 30
+"""Of a file; one of a 2K video has 200 MB."""
+COUNTS = ("dropped", "window", "context", "fed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a pipeline runs on; the same numbers come from the same alone."""
+
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Snapshot:
+    """Where a generation stood; made by `Generation.snapshot`."""
+
+    bundle: str
+    """The bundle's hash."""
+    machine: Machine
+    options: GenerateOptions
+    prompts: Timeline
+    """In seconds, as they were when it was made."""
+    boundary: Boundary
+    given_tokens: NDArray[np.int64] | None = None
+    """(code_frame, row, column), of a request that came with tokens."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it; an existing file is replaced in one step.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        from safetensors.numpy import save
+
+        boundary = self.boundary
+        state = {
+            "bundle": self.bundle, "machine": dataclasses.asdict(self.machine), "segment": boundary.segment,
+            "options": dataclasses.asdict(self.options), "prompts": [list(entry) for entry in self.prompts.entries],
+        }
+        tensors: dict[str, NDArray[Any]] = {}
+        if boundary.frames is not None:
+            tensors["frames"] = np.ascontiguousarray(boundary.frames)
+        if boundary.tokens is not None:
+            state |= {name: getattr(boundary.tokens, name) for name in COUNTS}
+            tensors["codes"] = np.array(boundary.tokens.codes, np.int64)
+        if self.given_tokens is not None:
+            tensors["given_tokens"] = np.ascontiguousarray(self.given_tokens)
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        try:
+            with part.open("wb") as file:
+                file.write(save(tensors, {"arlon_rt_snapshot": FORMAT, "state": json.dumps(state)}))
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OutputError(f"snapshot {str(path)!r} cannot be written: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read one back.
+
+        Raises:
+            OptionsError: it is missing or is no snapshot.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if Path(path).stat().st_size > MAX_BYTES:
+                raise OptionsError(f"snapshot {str(path)!r} is larger than {MAX_BYTES} bytes; it is none")
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if metadata.get("arlon_rt_snapshot") != FORMAT:
+                raise ValueError("it says nothing of this format")
+            return cls._of(json.loads(metadata["state"]), tensors)
+        except OptionsError:
+            raise
+        except OSError as error:
+            raise OptionsError(f"snapshot {str(path)!r} cannot be read: {error.strerror or error}") from error
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise OptionsError(f"snapshot {str(path)!r} is damaged or none of this version: {error}") from error
+
+    @classmethod
+    def _of(cls, state: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Self:
+        codes, counts = tensors.get("codes"), {name: state[name] for name in COUNTS if name in state}
+        if not all(type(value) is int for value in [*counts.values(), state["segment"]]):
+            raise ValueError("its counts are no whole numbers")
+        if codes is not None and (codes.dtype != np.int64 or codes.ndim != 1):
+            raise ValueError(f"its codes are {codes.dtype} {codes.shape}")
+        tokens = None if codes is None else TokenState(codes=tuple(codes.tolist()), **counts)
+        boundary = Boundary(segment=state["segment"], frames=tensors.get("frames"), tokens=tokens)
+        return cls(
+            bundle=str(state["bundle"]), machine=Machine(**state["machine"]), boundary=boundary,
+            options=GenerateOptions(**state["options"]), prompts=Timeline.of(tuple(map(tuple, state["prompts"]))),
+            given_tokens=tensors.get("given_tokens"),
+        )

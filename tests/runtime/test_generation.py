@@ -1,0 +1,415 @@
+"""A generation steered while it runs: brakes, prompts, snapshots, stages on threads of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from arlon_rt import Cancelled, GenerateOptions, OptionsError, OutputError, Pipeline, Snapshot
+from arlon_rt.ahead import Ahead
+from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Started
+
+PROMPT, OTHER = "a red circle moves right", "yellow triangle"
+OPTIONS = GenerateOptions(num_frames=221, seed=3)   # segments of 68, 51, 51, 51 frames
+
+
+@pytest.fixture(scope="module")
+def usual(pipeline: Pipeline) -> np.ndarray:
+    return pipeline.generate(PROMPT, OPTIONS).frames
+
+
+@pytest.fixture(params=[False, True], ids=["in sequence", "overlapped"])
+def overlap(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    gc.collect()
+    assert [t.name for t in threading.enumerate() if t.name.startswith("arlon-rt")] == []
+
+
+def joined(chunks: Iterator[Any]) -> np.ndarray:
+    return np.concatenate([chunk.frames for chunk in chunks])
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if true():
+            return
+        time.sleep(0.005)
+    pytest.fail("it did not happen within 10 s")
+
+
+# -- overlap ---------------------------------------------------------------------------------------------------------
+
+
+def test_overlapped_stages_make_the_same_frames(pipeline: Pipeline, usual: np.ndarray) -> None:
+    events: list[Event] = []
+    frames = pipeline.generate(PROMPT, OPTIONS, overlap=True, on_event=events.append).frames
+    assert np.array_equal(frames, usual)
+    last = {(e.segment, e.stage): e for e in events if isinstance(e, Progress)}
+    assert {stage for _, stage in last} == {"text", "ar", "vq", "dit", "vae"}
+    assert all(e.done == e.total for e in last.values())
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Finished)
+
+
+def test_each_segment_passes_its_stages_in_order(pipeline: Pipeline) -> None:
+    order: list[tuple[str, int]] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == event.total:
+            order.append((event.stage, event.segment))
+
+    pipeline.generate(PROMPT, OPTIONS, overlap=True, on_event=note)
+    for segment in range(4):
+        mine = [stage for stage, s in order if s == segment]
+        assert mine == ["text", "ar", "vq", "dit", "vae"]
+
+
+def test_a_slow_reader_slows_the_work(pipeline: Pipeline) -> None:
+    seen: list[int] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "text":
+            seen.append(event.segment)
+
+    chunks = pipeline.stream(PROMPT, GenerateOptions(num_frames=68 + 51 * 8), overlap=True, on_event=note)
+    next(chunks)
+    time.sleep(0.5)
+    assert max(seen) <= 4, "one segment in each stage's hands and one before each"
+    chunks.close()
+
+
+def test_items_are_made_ahead_but_no_further_than_the_depth() -> None:
+    made: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for i in range(10):
+            made.append(i)
+            yield i
+
+    ahead = Ahead(numbers(), "arlon-rt test", depth=2)
+    wait_until(lambda: len(made) == 2)
+    time.sleep(0.05)
+    assert made == [0, 1]
+    assert next(ahead) == 0
+    assert list(ahead) == list(range(1, 10))
+    ahead.close()
+    assert list(ahead) == []
+
+
+def test_what_a_stage_raises_comes_out_where_its_items_are_taken() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise ValueError("broken")
+
+    ahead = Ahead(broken(), "arlon-rt test")
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(ahead)
+    with pytest.raises(StopIteration):
+        next(ahead)
+
+
+# -- brakes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["text", "ar", "vq", "dit", "vae"])
+def test_a_cancelled_generation_ends_within_one_unit_of_work(pipeline: Pipeline, overlap: bool, stage: str) -> None:
+    after: list[Progress] = []
+
+    def cancel(event: Event) -> None:
+        if after or (isinstance(event, Progress) and event.stage == stage and event.segment == 1):
+            generation.cancel()
+            after.append(event)
+
+    generation = pipeline.stream(PROMPT, OPTIONS, on_event=cancel, overlap=overlap)
+    with pytest.raises(Cancelled):
+        list(generation)
+    assert not any(isinstance(e, Failed) for e in after)
+    assert len(after) <= (4 if overlap else 2), "each stage may finish what is under way"
+    assert len(pipeline.generate(PROMPT).frames) == 17
+
+
+def test_cancelled_at_random_moments_the_pipeline_goes_on_working(pipeline: Pipeline, usual: np.ndarray) -> None:
+    draw = random.Random(1)
+    for attempt in range(20):
+        generation = pipeline.stream(PROMPT, OPTIONS, overlap=attempt % 2 == 0)
+        timer = threading.Timer(draw.uniform(0, 0.5), generation.cancel)
+        timer.start()
+        with contextlib.suppress(Cancelled):
+            assert np.array_equal(joined(generation), usual)
+        timer.join()
+    assert np.array_equal(pipeline.generate(PROMPT, OPTIONS).frames, usual)
+
+
+def test_a_paused_generation_does_nothing_until_it_goes_on(
+    pipeline: Pipeline, overlap: bool, usual: np.ndarray
+) -> None:
+    events: list[Event] = []
+    generation = pipeline.stream(PROMPT, OPTIONS, on_event=events.append, overlap=overlap)
+    first = next(generation)
+    generation.pause()
+    found: list[np.ndarray] = []
+    reader = threading.Thread(target=lambda: found.append(joined(generation)))
+    reader.start()
+    time.sleep(0.2)
+    made = len(events)
+    time.sleep(0.2)
+    assert len(events) == made
+    generation.resume()
+    reader.join(30)
+    assert np.array_equal(np.concatenate([first.frames, found[0]]), usual)
+
+
+def test_a_paused_generation_can_be_cancelled(pipeline: Pipeline, overlap: bool) -> None:
+    generation = pipeline.stream(PROMPT, OPTIONS, overlap=overlap)
+    next(generation)
+    generation.pause()
+    threading.Timer(0.1, generation.cancel).start()
+    with pytest.raises(Cancelled):
+        list(generation)
+
+
+def test_a_dropped_iterator_ends_its_threads(pipeline: Pipeline, overlap: bool) -> None:
+    generation = pipeline.stream(PROMPT, OPTIONS, overlap=overlap)
+    next(generation)
+    del generation
+    assert len(pipeline.generate(PROMPT).frames) == 17
+
+
+def test_a_callback_that_raises_ends_the_generation(pipeline: Pipeline, overlap: bool) -> None:
+    def broken(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == "dit":
+            raise RuntimeError("no room on the screen")
+
+    with pytest.raises(RuntimeError, match="no room"):
+        pipeline.generate(PROMPT, OPTIONS, on_event=broken, overlap=overlap)
+    assert len(pipeline.generate(PROMPT).frames) == 17
+
+
+# -- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_prompt_holds_from_the_next_segment_that_is_open(pipeline: Pipeline, usual: np.ndarray) -> None:
+    generation = pipeline.stream(PROMPT, OPTIONS)
+    frames = [next(generation).frames]
+    assert generation.set_prompt(OTHER) == pytest.approx(68 / 24)
+    frames += [chunk.frames for chunk in generation]
+    switched = np.concatenate(frames)
+    asked = pipeline.generate([(0, PROMPT), (68 / 24, OTHER)], OPTIONS).frames
+    assert np.array_equal(switched, asked)
+    assert not np.array_equal(switched[68:], usual[68:])
+
+
+def test_a_prompt_for_later_leaves_what_is_before_it(pipeline: Pipeline, usual: np.ndarray, overlap: bool) -> None:
+    generation = pipeline.stream([(0, PROMPT), (119 / 24, OTHER)], OPTIONS, overlap=overlap)
+    assert generation.set_prompt(PROMPT, at=119 / 24) == pytest.approx(119 / 24)
+    assert np.array_equal(joined(generation), usual), "the later entry of the same moment is replaced"
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0, 100.0, -1.0, float("nan")])
+def test_a_prompt_for_what_is_made_or_never_comes_is_refused(pipeline: Pipeline, at: float) -> None:
+    generation = pipeline.stream(PROMPT, OPTIONS)
+    next(generation)
+    with pytest.raises(OptionsError, match=r"nothing can change any more; .* begin at 2\.83"):
+        generation.set_prompt(OTHER, at=at)
+    with pytest.raises(OptionsError, match="no word"):
+        generation.set_prompt("…")
+    generation.close()
+
+
+def test_no_prompt_is_taken_once_the_last_segment_is_written(pipeline: Pipeline) -> None:
+    generation = pipeline.stream(PROMPT, GenerateOptions(num_frames=68))
+    next(generation)
+    with pytest.raises(OptionsError, match="nothing is left to change"):
+        generation.set_prompt(OTHER)
+    generation.close()
+
+
+def test_a_prompt_before_the_first_chunk_is_the_whole_video_s(pipeline: Pipeline) -> None:
+    generation = pipeline.stream(OTHER, OPTIONS)
+    assert generation.set_prompt(PROMPT, at=0.5) == 0
+    assert np.array_equal(joined(generation), pipeline.generate(PROMPT, OPTIONS).frames)
+
+
+# -- snapshots -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 4, 5, 7, 10])
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_a_resumed_video_is_the_uninterrupted_one(
+    folder: Path, tmp_path: Path, chunks: int, guidance: float, overlap: bool
+) -> None:
+    options = GenerateOptions(num_frames=221, seed=3, ar_guidance_scale=guidance)
+    story = [(0.0, PROMPT), (119 / 24, OTHER)]
+    with Pipeline.open(folder, threads=1) as pipeline:
+        whole = pipeline.generate(story, options).frames
+        generation = pipeline.stream(story, options, overlap=overlap)
+        made = [next(generation) for _ in range(chunks)]
+        generation.snapshot().save(tmp_path / "here.arlon")
+        generation.close()
+    with Pipeline.open(folder, threads=1) as pipeline:
+        events: list[Event] = []
+        again = pipeline.resume(tmp_path / "here.arlon", on_event=events.append, overlap=overlap)
+        frames = joined(again)
+    first = {0: 0, 1: 0, 4: 68, 5: 68, 7: 119, 10: 170}[chunks]
+    assert events[0].first_frame == first <= sum(len(c.frames) for c in made)
+    assert next(e for e in events if isinstance(e, ChunkReady)).index == first
+    assert np.array_equal(frames, whole[first:])
+
+
+def test_a_resumed_video_can_be_stopped_and_resumed_again(pipeline: Pipeline, usual: np.ndarray) -> None:
+    generation, frames = pipeline.stream(PROMPT, OPTIONS), []
+    for _ in range(3):
+        for chunk in generation:
+            frames.append(chunk.frames)
+            if len(frames) in (4, 7, 10):
+                break
+        snapshot = generation.snapshot()
+        generation.close()
+        generation = pipeline.resume(snapshot)
+    frames += [chunk.frames for chunk in generation]
+    assert np.array_equal(np.concatenate(frames), usual)
+
+
+def test_a_snapshot_keeps_prompts_that_came_while_it_ran(pipeline: Pipeline) -> None:
+    generation = pipeline.stream(PROMPT, OPTIONS)
+    made = [next(generation).frames for _ in range(4)]
+    generation.set_prompt(OTHER, at=5)
+    snapshot = generation.snapshot()
+    rest = joined(generation)
+    assert np.array_equal(joined(pipeline.resume(snapshot)), rest)
+    assert len(np.concatenate(made)) + len(rest) == 221
+
+
+def test_a_snapshot_of_given_tokens_and_of_none(pipeline: Pipeline, tmp_path: Path) -> None:
+    tokens = (pipeline.tokens(PROMPT, OPTIONS) + 1) % 16
+    for given, options in ((tokens, OPTIONS), (None, GenerateOptions(num_frames=221, inject=False))):
+        whole = pipeline.generate(PROMPT, options, tokens=given).frames
+        generation = pipeline.stream(PROMPT, options, tokens=given)
+        for _ in range(4):
+            next(generation)
+        generation.snapshot().save(tmp_path / "here.arlon")
+        generation.close()
+        assert np.array_equal(joined(pipeline.resume(tmp_path / "here.arlon")), whole[68:])
+
+
+def test_a_snapshot_is_small(pipeline: Pipeline, tmp_path: Path) -> None:
+    generation = pipeline.stream(PROMPT, OPTIONS)
+    for _ in range(10):
+        next(generation)
+    generation.snapshot().save(tmp_path / "here.arlon")
+    generation.close()
+    assert (tmp_path / "here.arlon").stat().st_size < 17 * 32 * 32 * 3 + 4096
+    assert [p.name for p in tmp_path.iterdir()] == ["here.arlon"]
+
+
+@pytest.fixture
+def saved(pipeline: Pipeline, tmp_path: Path) -> Path:
+    generation = pipeline.stream(PROMPT, OPTIONS)
+    for _ in range(4):
+        next(generation)
+    generation.snapshot().save(tmp_path / "here.arlon")
+    generation.close()
+    return tmp_path / "here.arlon"
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Path:
+    from safetensors import safe_open
+
+    tensors = dict(load_file(path))
+    with safe_open(path, framework="numpy") as file:
+        metadata = dict(file.metadata())
+    state = json.loads(metadata["state"])
+    change(state, tensors)
+    save_file(tensors, path, {**metadata, "state": json.dumps(state)})
+    return path
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda s, t: s.update(bundle="0" * 64), "is of bundle 000000000000, this one is"),
+    (lambda s, t: s["machine"].update(threads=7), "made with threads 7, this pipeline has 1.*threads=7"),
+    (lambda s, t: s["machine"].update(precision="fp16"), "precision 'fp16'"),
+    (lambda s, t: s.update(segment=4), "segment is 4 of 4; nothing is left"),
+    (lambda s, t: s.update(segment=-1), "segment is -1"),
+    (lambda s, t: s.update(segment=0), "frames before segment 0 are uint8.*none fits"),
+    (lambda s, t: s.update(segment=2), "are no state of a stream of 5|are no state"),
+    (lambda s, t: s.update(segment=1.5), "no whole numbers"),
+    (lambda s, t: s["options"].update(num_frames=0), "num_frames is 0"),
+    (lambda s, t: s["options"].update(colour="red"), "damaged or none of this version"),
+    (lambda s, t: s.update(prompts=[[0, ""]]), "at least one word"),
+    (lambda s, t: s.pop("prompts"), "damaged"),
+    (lambda s, t: s.update(dropped=5), "are no state"),
+    (lambda s, t: s.update(fed=10_000), "are no state"),
+    (lambda s, t: s.update(window=-3), "are no state"),
+    (lambda s, t: s.update(context=999), "are no state"),
+    (lambda s, t: t.pop("frames"), "frames before segment 1 are none; uint8"),
+    (lambda s, t: t.update(frames=t["frames"].astype(np.float32)), "are float32"),
+    (lambda s, t: t.update(frames=t["frames"][:, :8]), r"are uint8 \(17, 8, 32, 3\)"),
+    (lambda s, t: t.pop("codes"), "no tokens to go on from"),
+    (lambda s, t: t.update(codes=t["codes"] + 1000), "are no state"),
+    (lambda s, t: t.update(codes=t["codes"].astype(np.int32)), "its codes are int32"),
+])
+def test_a_snapshot_that_does_not_fit_is_refused(
+    pipeline: Pipeline, saved: Path, change: Callable[[dict[str, Any], dict[str, Any]], None], said: str
+) -> None:
+    with pytest.raises(OptionsError, match=said):
+        pipeline.resume(rewritten(saved, change))
+
+
+def test_a_file_that_is_no_snapshot_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="cannot be read: No such file"):
+        Snapshot.load(tmp_path / "none")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(OptionsError, match="damaged or none of this version"):
+        Snapshot.load(tmp_path / "text")
+    save_file({"x": np.zeros(3)}, tmp_path / "other")
+    with pytest.raises(OptionsError, match="damaged or none of this version"):
+        Snapshot.load(tmp_path / "other")
+
+
+def test_a_snapshot_that_cannot_be_written_leaves_nothing(pipeline: Pipeline, tmp_path: Path) -> None:
+    generation = pipeline.stream(PROMPT, OPTIONS)
+    with pytest.raises(OutputError, match="cannot be written"):
+        generation.snapshot().save(tmp_path / "no folder" / "here.arlon")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="cannot be written"):
+        generation.snapshot().save(tmp_path / "folder")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+# -- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_the_last_event_says_where_the_time_went(pipeline: Pipeline, overlap: bool) -> None:
+    events: list[Event] = []
+    pipeline.generate(PROMPT, OPTIONS, on_event=events.append, overlap=overlap)
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert 0 < finished.first_chunk_seconds < finished.wall_seconds
+    assert set(finished.stage_seconds) == {"text", "ar", "vq", "dit", "vae"}
+    if not overlap:
+        assert sum(finished.stage_seconds.values()) < finished.wall_seconds
+
+
+@pytest.mark.parametrize("first", [17, 34, 51])
+def test_a_short_first_segment_comes_first(pipeline: Pipeline, first: int) -> None:
+    options = GenerateOptions(num_frames=120, first_segment_frames=first)
+    chunks = list(pipeline.stream(PROMPT, options))
+    assert [c.segment for c in chunks][: first // 17 + 1] == [0] * (first // 17) + [1]
+    assert sum(len(c.frames) for c in chunks) == 120
