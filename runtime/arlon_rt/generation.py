@@ -48,6 +48,8 @@ class Chunk:
     index: int
     """Number of the first frame in the video."""
     segment: int
+    ends_segment: bool
+    """Whether its segment ends with it, so that a snapshot taken now holds it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +305,7 @@ class Work:
             if i + 1 == len(part):
                 self.boundary = Boundary(segment=segment.index + 1, frames=frames, tokens=part.draft.tokens)
                 frames = frames.copy()  # the caller may draw on it
-            yield Chunk(frames[: segment.frames.stop - index], index, segment.index)
+            yield Chunk(frames[: segment.frames.stop - index], index, segment.index, i + 1 == len(part))
 
     def _initial_latents(
         self, segment: Segment, before: NDArray[np.uint8] | None

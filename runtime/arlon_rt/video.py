@@ -1,7 +1,8 @@
 """Frames in, an H.264 MP4 out: written as it is made, identical for identical input, playable when cut short.
 
 Colour is BT.709, limited range, and tagged so; the metadata carries no time. The file grows under ``<name>.part``
-and takes its name only when it is complete, or when the caller stops it on purpose.
+and takes its name only when it is complete, or when the caller stops it on purpose. Segments are encoded each by
+itself, so that a file that was cut short goes on with the packets it has.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ BT709 = 1
 """Its number in all three tables of ITU-T H.273: primaries, transfer and matrix."""
 LIMITED, FULL = 1, 2
 """FFmpeg's AVColorRange: luma in 16..235, or 0..255."""
+COLOUR_TAGS = {"color_primaries": BT709, "color_trc": BT709, "colorspace": BT709, "color_range": LIMITED}
 SECONDS_A_KEYFRAME = 2
 
 
@@ -52,8 +54,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise OutputError(f"output {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
         if path.exists() and not os.access(path, os.W_OK):
             raise OutputError(f"output {str(path)!r} exists and is read-only; name another file")
-        part_of(path).open("wb").close()
-        part_of(path).unlink()
+        part = part_of(path)
+        if part.exists():   # of a video that was cut short, and may go on
+            part.open("ab").close()
+        else:
+            part.open("wb").close()
+            part.unlink()
 
 
 @contextlib.contextmanager
@@ -80,13 +86,17 @@ class VideoWriter:
     * Left by an error: the final name is not touched; frames that were written stay, playable, under ``<name>.part``.
     * Without a single frame nothing is left, however it ends.
 
-    A process that is killed outright leaves a fragmented file that still plays under ``<name>.part``.
+    A process that is killed outright leaves a fragmented file that still plays under ``<name>.part``; it holds every
+    segment but the last that `end_segment` was called for.
 
     Args:
         path: the file to write, ``.mp4``; an existing file is replaced, at the end and in one step.
         fps: frames a second.
         height, width: of the frames in pixels. Odd sizes are made even by repeating the last row or column.
         metadata: container tags, e.g. ``title`` and ``comment``.
+        resumed: go on with the first so many frames of the file that was cut short, ``<name>.part`` or else
+            ``<name>``; a segment ended there. The file is as if it had been written in one go, and what was there
+            stays until it is taken over.
 
     Raises:
         OutputError: the file cannot be written; also from `write` and `close`.
@@ -100,16 +110,27 @@ class VideoWriter:
         height: int,
         width: int,
         metadata: Mapping[str, str] | None = None,
+        resumed: int = 0,
     ) -> None:
-        check_writable(path)
         self.path = Path(path)
         self.part = part_of(self.path)
+        before = self.part if self.part.exists() else self.path
+        if not resumed:
+            check_writable(path)
         self.frames_written = 0
-        self._size = (height, width)
+        self._size, self._fps = (height, width), Fraction(fps).limit_denominator(1001)
         self._closed = False
+        self._encoder: av.VideoCodecContext | None = None
+        self._growing = self.part.with_name(self.part.name + ".new") if resumed else self.part
         with _reporting(self.path):
-            self.part.touch()   # FFmpeg makes the file at the first packet; a header without packets crashes it
-            self._container, self._stream = _open(self.part, fps, height, width, metadata or {})
+            self._growing.touch()   # FFmpeg makes the file at the first packet; a header without packets crashes it
+            self._container, self._stream = _open(self._growing, self._new_encoder(), metadata or {})
+            if resumed:
+                try:
+                    self._take_over(before, resumed)
+                except BaseException:
+                    self.abort()
+                    raise
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Append ``frames`` (frame, height, width, 3), RGB uint8."""
@@ -117,9 +138,19 @@ class VideoWriter:
             height, width = self._size
             raise ValueError(f"frames are {frames.dtype} {frames.shape}; uint8 (n, {height}, {width}, 3) is expected")
         with _reporting(self.path):
+            self._encoder = self._encoder or self._new_encoder()
             for frame in _even(frames):
-                self._container.mux(self._stream.encode(_yuv(frame, self.frames_written)))
+                self._mux(self._encoder.encode(_yuv(frame, self.frames_written)))
                 self.frames_written += 1
+
+    def end_segment(self) -> None:
+        """Close the group of pictures: later frames are encoded as if these had never been."""
+        with _reporting(self.path):
+            if self._encoder is not None:
+                self._mux(self._encoder.encode(None))
+            self._encoder = None
+            if self._growing != self.part:
+                self._growing = self._growing.replace(self.part)   # it holds all that the old one held
 
     def close(self) -> None:
         """Finish the file and give it its name. Without a frame, remove it."""
@@ -138,7 +169,7 @@ class VideoWriter:
             self._closed = True
             with contextlib.suppress(OSError):
                 self._container.close()
-            self.part.unlink(missing_ok=True)
+            self._growing.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -159,12 +190,66 @@ class VideoWriter:
         self._closed = True
         with _reporting(self.path):
             try:
-                self._container.mux(self._stream.encode(None))
+                self.end_segment()
             finally:
                 self._container.close()
 
+    def _take_over(self, before: Path, frames: int) -> None:
+        """Copy the packets of the first ``frames`` frames, not encoded anew."""
+        import av
 
-def _open(part: Path, fps: float, height: int, width: int, metadata: Mapping[str, str]) -> tuple[Any, Any]:
+        with av.open(before) as old:
+            packets: list[Any] = [packet for packet in old.demux(video=0) if packet.pts is not None]
+            begin = min((packet.pts for packet in packets), default=0)   # an unfinished file has no edit list
+            taken = [p for p in packets if round((p.pts - begin) * p.time_base * self._fps) < frames]
+            if len(taken) != frames:
+                raise OutputError(f"output {str(before)!r} holds {len(taken)} of the {frames} frames to go on from")
+            for old_packet in taken:
+                packet = av.Packet(_with_start_codes(bytes(old_packet)))
+                packet.pts, packet.dts = old_packet.pts - begin, old_packet.dts - begin
+                packet.time_base, packet.duration = old_packet.time_base, old_packet.duration
+                packet.is_keyframe = old_packet.is_keyframe
+                self._mux([packet])
+        self.frames_written = frames
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            packet.stream = self._stream
+            self._container.mux(packet)
+
+    def _new_encoder(self) -> av.VideoCodecContext:
+        return _encoder(*self._size, self._fps)
+
+
+def _with_start_codes(packet: bytes) -> bytes:
+    """H.264 units as x264 gives them, a start code before each, from those of an MP4, a length before each."""
+    units, at = [], 0
+    while at < len(packet):
+        end = at + 4 + int.from_bytes(packet[at : at + 4], "big")
+        units.append(packet[at + 4 : end])
+        at = end
+    return b"".join(b"\0\0\0\1" + unit for unit in units)
+
+
+def _encoder(height: int, width: int, fps: Fraction) -> av.VideoCodecContext:
+    """x264 for one segment."""
+    import av
+
+    context = av.CodecContext.create("libx264", "w")
+    assert isinstance(context, av.VideoCodecContext)
+    context.height, context.width, context.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+    context.framerate, context.time_base = fps, 1 / fps
+    context.options = {**ENCODER, **_instructions(CPU)}
+    context.flags |= av.codec.context.Flags.global_header
+    context.thread_count = 1   # x264's output depends on the number of threads
+    context.gop_size = round(SECONDS_A_KEYFRAME * fps)
+    for name, value in COLOUR_TAGS.items():
+        setattr(context, name, value)
+    return context
+
+
+def _open(part: Path, encoder: av.VideoCodecContext, metadata: Mapping[str, str]) -> tuple[Any, Any]:
+    """A container whose stream is described as ``encoder`` would make it."""
     import av
 
     # Fragments that reach the disk while it grows, so that a killed process leaves a file that plays; an ordinary MP4
@@ -172,15 +257,10 @@ def _open(part: Path, fps: float, height: int, width: int, metadata: Mapping[str
     options = {"movflags": "+hybrid_fragmented+frag_keyframe", "flush_packets": "1", "fflags": "+bitexact"}
     container = av.open(part, "w", format="mp4", options=options)
     container.metadata.update(metadata)
-    stream = container.add_stream(
-        "libx264", rate=Fraction(fps).limit_denominator(1001), options={**ENCODER, **_instructions(CPU)}
-    )
-    stream.height, stream.width, stream.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
+    stream = container.add_stream("libx264", rate=encoder.framerate, options=encoder.options)
     context = stream.codec_context
-    context.thread_count = 1   # x264's output depends on the number of threads
-    context.gop_size = round(SECONDS_A_KEYFRAME * fps)
-    context.color_primaries = context.color_trc = context.colorspace = BT709
-    context.color_range = LIMITED
+    for name in ("height", "width", "pix_fmt", "thread_count", "gop_size", *COLOUR_TAGS):
+        setattr(context, name, getattr(encoder, name))
     return container, stream
 
 

@@ -225,3 +225,84 @@ def test_a_file_that_is_no_video_is_an_output_error(tmp_path: Path) -> None:
     (tmp_path / "no.mp4").write_bytes(b"no video" * 100)
     with pytest.raises(OutputError, match="cannot be read"):
         read_video(tmp_path / "no.mp4")
+
+
+# -- segments, and going on after a break ----------------------------------------------------------------------------
+
+SEGMENTS = (30, 25, 25)
+
+
+def write_segments(path: Path, frames: np.ndarray, *, resumed: int = 0, stop: int | None = None) -> None:
+    """Write ``frames`` in `SEGMENTS`, from frame ``resumed`` on and, with an error, up to ``stop``."""
+    at = 0
+    with VideoWriter(path, fps=24, height=32, width=176, metadata={"title": "t"}, resumed=resumed) as writer:
+        for length in SEGMENTS:
+            part = frames[max(at, resumed) : min(at + length, stop or len(frames))]
+            at += length
+            if len(part):
+                writer.write(part)
+            if stop is not None and at > stop:
+                raise RuntimeError
+            if len(part):
+                writer.end_segment()
+
+
+@pytest.mark.parametrize(("resumed", "stop"), [(30, 30), (30, 41), (55, 55), (55, 79)])
+def test_a_file_that_was_cut_short_goes_on_as_if_it_had_not_been(tmp_path: Path, resumed: int, stop: int) -> None:
+    frames, path, whole = moving_square(80, width=176), tmp_path / "cut.mp4", tmp_path / "whole.mp4"
+    write_segments(whole, frames)
+    with pytest.raises(RuntimeError):
+        write_segments(path, frames, stop=stop)
+    assert len(read_video(part_of(path)).frames) == stop
+    write_segments(path, frames, resumed=resumed)
+    assert path.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["cut.mp4", "whole.mp4"]
+    assert np.array_equal(read_video(path).frames, read_video(whole).frames)
+    assert len(read_video(path).frames) == 80
+
+
+def test_a_finished_file_goes_on_too(tmp_path: Path) -> None:
+    frames, path, whole = moving_square(80, width=176), tmp_path / "cut.mp4", tmp_path / "whole.mp4"
+    write_segments(whole, frames)
+    write_segments(path, frames[:30])
+    write_segments(path, frames, resumed=30)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_file_with_too_few_frames_is_refused_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "cut.mp4"
+    write_segments(path, moving_square(30, width=176))
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="holds 30 of the 55 frames"):
+        write_segments(path, moving_square(80, width=176), resumed=55)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["cut.mp4"]
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_segments(tmp_path / "none.mp4", moving_square(80, width=176), resumed=30)
+
+
+def test_what_a_segment_looks_like_depends_on_its_frames_alone(tmp_path: Path) -> None:
+    frames = moving_square(80, width=176)
+    other = np.concatenate([255 - frames[:30], frames[30:]])
+    for name, shown in (("a.mp4", frames), ("b.mp4", other)):
+        write_segments(tmp_path / name, shown)
+    a, b = (read_video(tmp_path / name).frames for name in ("a.mp4", "b.mp4"))
+    assert np.array_equal(a[30:], b[30:])
+    assert not np.array_equal(a[:30], b[:30])
+
+
+def test_a_killed_process_leaves_every_segment_but_the_last_that_was_ended(tmp_path: Path) -> None:
+    done = run_python("""
+        import os, signal, sys
+        import numpy as np
+        from arlon_rt.video import VideoWriter
+        frames = np.random.default_rng(0).integers(0, 255, (25, 64, 64, 3), dtype=np.uint8)
+        writer = VideoWriter(sys.argv[1], fps=24, height=64, width=64)
+        for _ in range(3):
+            writer.write(frames)
+            writer.end_segment()
+        writer.write(frames[:9])
+        os.kill(os.getpid(), signal.SIGKILL)
+    """, str(tmp_path / "killed.mp4"))
+    assert done.returncode == -signal.SIGKILL
+    assert len(read_video(part_of(tmp_path / "killed.mp4")).frames) == 50
