@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from arlon_export.errors import ExportError
-from arlon_export.feeds import Feed, Sizes, check_sizes, random_feed
+from arlon_export.feeds import Feed, Sizes, check_sizes, random_feed, shape
 from arlon_export.network import Network
 from arlon_export.precision import (
     FLOAT_TOLERANCE,
@@ -82,7 +83,7 @@ def check_within(
     limit: int, bundle: Bundle, spec: GraphSpec, network: Network, names: Collection[str], precision: str
 ) -> Agreement:
     """`check_graph`, where comparing takes at most ``limit`` bytes of memory; ``names`` are the graph's weights."""
-    needed = comparison_bytes(network, names, precision)
+    needed = comparison_bytes(network, names, precision) + feed_bytes(bundle.model, spec)
     if needed > limit:
         reason = f"comparing needs {needed / 2**30:.1f} GiB of memory, {limit / 2**30:.1f} GiB are allowed"
         return Agreement({}, executed=False, not_compared=reason)
@@ -103,6 +104,16 @@ def comparison_bytes(network: Network, names: Collection[str], precision: str) -
         rounded = 0 if precision == "fp32" else 2
         total += math.prod(stored.shape) * (widened + session + rounded)
     return total
+
+
+def feed_bytes(model: ModelConfig, spec: GraphSpec) -> int:
+    """Memory that a graph's inputs and outputs take while they are compared: caches are large where weights are not.
+
+    One feed, what three runs made of it and their differences in float64 are there at a time.
+    """
+    sizes = check_sizes(model, spec)[1]
+    inputs, outputs = (sum(4 * math.prod(shape(t, sizes)) for t in tensors) for tensors in (spec.inputs, spec.outputs))
+    return inputs + 3 * outputs + 2 * 2 * outputs
 
 
 def check_graph(bundle: Bundle, spec: GraphSpec, network: nn.Module, precision: str) -> Agreement:
@@ -128,13 +139,13 @@ def check_graph(bundle: Bundle, spec: GraphSpec, network: nn.Module, precision: 
     unproven: list[str] = []
     try:
         for sizes in check_sizes(bundle.model, spec):
-            feeds = _feeds(bundle.model, spec, sizes, precision)
-            feed = feeds[0]
-            expected = _draws(spec, feeds, lambda feed: run_module(exact, spec, feed))
+            feed_of = partial(_feed, bundle.model, spec, sizes, precision)
+            feed = feed_of(0)
+            expected = _draws(spec, feed_of, lambda feed: run_module(exact, spec, feed))
             made = {t.name: contribution(t, feed, expected) for t in spec.outputs}
             unproven += [t.name for t in spec.outputs if t.dtype != "int64" and not made[t.name].any()]
             for run in runs:
-                outputs = _draws(spec, feeds, run)
+                outputs = _draws(spec, feed_of, run)
                 errors = {t.name: output_error(t, contribution(t, feed, outputs), made[t.name]) for t in spec.outputs}
                 _require(spec, precision, sizes, errors)
                 worst = {name: max(error, worst.get(name, 0.0)) for name, error in errors.items()}
@@ -153,24 +164,22 @@ def relative_error(actual: Array, expected: Array) -> float:
     return float(error) if np.isfinite(error) else float("inf")
 
 
-def _feeds(c: ModelConfig, spec: GraphSpec, sizes: Sizes, precision: str) -> list[Feed]:
-    """Inputs of every run, one a seed. For bf16, which numpy lacks, they are float32 of values that bf16 holds."""
-    feeds = [random_feed(c, spec, sizes, half=False, seed=seed) for seed in range(_DRAWS.get(spec.name, 1))]
+def _feed(c: ModelConfig, spec: GraphSpec, sizes: Sizes, precision: str, seed: int) -> Feed:
+    """Inputs of one run. For bf16, which numpy lacks, they are float32 of values that bf16 holds."""
+    feed = random_feed(c, spec, sizes, half=False, seed=seed)
     if precision == "bf16":
-        for feed in feeds:
-            for tensor in spec.inputs:
-                if tensor.dtype == "float":
-                    feed[tensor.name] = torch.from_numpy(feed[tensor.name]).bfloat16().float().numpy()
-    return feeds
+        for tensor in spec.inputs:
+            if tensor.dtype == "float":
+                feed[tensor.name] = torch.from_numpy(feed[tensor.name]).bfloat16().float().numpy()
+    return feed
 
 
-def _draws(spec: GraphSpec, feeds: Sequence[Feed], run: Callable[[Feed], Outputs]) -> list[Outputs]:
-    """Outputs of the first run, and the drawn tokens of the others."""
+def _draws(spec: GraphSpec, feed_of: Callable[[int], Feed], run: Callable[[Feed], Outputs]) -> list[Outputs]:
+    """Outputs of the first run, and the drawn tokens of the others; feeds are made one at a time."""
     tokens = {t.name for t in spec.outputs if t.dtype == "int64"}
-    first, *others = feeds
-    kept: list[Outputs] = [run(first)]
-    for feed in others:
-        outputs = run(feed)
+    kept: list[Outputs] = [run(feed_of(0))]
+    for seed in range(1, _DRAWS.get(spec.name, 1)):
+        outputs = run(feed_of(seed))
         kept.append({name: outputs[name] for name in tokens})
     return kept
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from arlon_rt.bundle import Bundle, installed_version
 from arlon_rt.cli_arguments import add_backend, add_options, add_prompts, open_bundle, read_options, read_prompts
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from arlon_rt.pipeline import Pipeline
     from arlon_rt.snapshot import Snapshot
 
-OF_ANY_RUN = ("output", "resume", "bundle", "device", "quiet", "json")
+OF_ANY_RUN = ("output", "resume", "preview", "bundle", "device", "quiet", "json")
 """Arguments that may be given with --resume, or have a default that is not None."""
 
 
@@ -46,6 +46,9 @@ class Generate:
             "--resume", action="store_true",
             help="go on with FILE.mp4 where it was stopped, by Ctrl-C, a crash or a full disk; prompt and options are "
                  "those it was begun with",
+        )
+        parser.add_argument(
+            "--preview", type=Path, metavar="FILE.mp4", help="also write each segment's draft, as soon as it is there"
         )
         add_options(parser)
         add_backend(parser)
@@ -77,8 +80,9 @@ def begun(args: argparse.Namespace) -> Recording:
     timeline = read_prompts(args)
     bundle = open_bundle(args)
     options = read_options(args, bundle)
-    recording = Recording(args.output, timeline, options, bundle)
+    recording = Recording(args.output, timeline, options, bundle, preview=args.preview)
     check_writable(args.output)
+    check_preview(args)
     if recording.same_was_begun():
         raise OptionsError(
             f"this very video was begun before and stopped; go on with: {recording.resume_command(args.bundle)}, or "
@@ -99,7 +103,19 @@ def resumed(args: argparse.Namespace) -> Recording:
     if not path.is_file():
         raise OptionsError(f"there is no {path}, so nothing to go on from: a video is begun with a prompt")
     snapshot = Snapshot.load(path)
-    return Recording(args.output, snapshot.prompts, snapshot.options, open_bundle(args), snapshot)
+    check_preview(args)
+    return Recording(args.output, snapshot.prompts, snapshot.options, open_bundle(args), snapshot, args.preview)
+
+
+def check_preview(args: argparse.Namespace) -> None:
+    """Raise unless the draft can be written, to a file of its own."""
+    from arlon_rt.video import check_writable
+
+    if args.preview is None:
+        return
+    if args.preview.absolute() == args.output.absolute():
+        raise OptionsError(f"preview is {str(args.preview)!r}, as is the output; name another file")
+    check_writable(args.preview)
 
 
 def make(recording: Recording, args: argparse.Namespace, stop: Stop, display: Display) -> None:
@@ -159,8 +175,9 @@ class Recording:
 
     def __init__(
         self, path: Path, timeline: Timeline, options: GenerateOptions, bundle: Bundle,
-        resumed_from: Snapshot | None = None,
+        resumed_from: Snapshot | None = None, preview: Path | None = None,
     ) -> None:
+        self.preview = preview
         self.path, self.snapshot_path = path, snapshot_of(path)
         self.options = options
         self.bundle = bundle
@@ -204,10 +221,11 @@ class Recording:
     def record(self, pipeline: Pipeline, on_event: Callable[[Event], None]) -> None:
         """Write each chunk as it is made. The file is opened at the first one, whose size it takes."""
         self._loaded, self.precision = time.perf_counter(), pipeline.precision
+        told: dict[str, Any] = {"on_event": on_event, "preview": self.preview is not None}
         if self.resumed_from:
-            generation = pipeline.resume(self.resumed_from, on_event=on_event)
+            generation = pipeline.resume(self.resumed_from, **told)
         else:
-            generation = pipeline.stream(self.timeline, self.options, on_event=on_event)
+            generation = pipeline.stream(self.timeline, self.options, **told)
         try:
             with contextlib.closing(generation):
                 self._write(generation, on_event)
@@ -224,18 +242,22 @@ class Recording:
         from arlon_rt.video import VideoWriter
 
         with contextlib.ExitStack() as stack:
-            writer = None
+            writers: dict[bool, VideoWriter] = {}
             for chunk in generation:
-                if writer is None:
+                path = self.preview if chunk.draft else self.path
+                if chunk.draft not in writers and path:
                     height, width = chunk.frames.shape[1:3]
-                    writer = stack.enter_context(VideoWriter(
-                        self.path, fps=self.resolved.fps, height=height, width=width, metadata=self.metadata(),
+                    writers[chunk.draft] = stack.enter_context(VideoWriter(
+                        path, fps=self.resolved.fps, height=height, width=width, metadata=self.metadata(),
                         resumed=self._first,
                     ))
-                writer.write(chunk.frames)
-                self.num_frames = done = writer.frames_written
+                writers[chunk.draft].write(chunk.frames)
+                if chunk.draft:
+                    continue
+                self.num_frames = done = writers[False].frames_written
                 if chunk.ends_segment:
-                    writer.end_segment()
+                    for writer in writers.values():
+                        writer.end_segment()
                     if self._latest:
                         self._latest.save(self.snapshot_path)   # a file that grows lacks its last segment
                     self._latest = generation.snapshot()

@@ -14,7 +14,8 @@ from typing import Any, Protocol, Self
 from arlon_rt.events import Event, Progress, PromptCut, Started
 
 WORDS = {
-    "text": "reading the prompt", "ar": "drafting tokens", "vq": "decoding the draft", "dit": "denoising",
+    "text": "reading the prompt", "ar": "drafting tokens", "vq": "decoding tokens",
+    "draft": "decoding the draft", "dit": "denoising",
     "vae": "decoding frames", "video": "writing frames",
 }
 """What each stage is called on the screen."""

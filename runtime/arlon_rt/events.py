@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Stage = Literal["text", "ar", "vq", "dit", "vae", "video"]
+Stage = Literal["text", "ar", "vq", "draft", "dit", "vae", "video"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class ChunkReady:
     index: int
     """Number of the chunk's first frame in the video."""
     num_frames: int
+    draft: bool = False
+    """Whether they are a draft, of which the final frames come later."""
 
 
 @dataclass(frozen=True, kw_only=True)

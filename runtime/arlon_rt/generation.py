@@ -50,6 +50,8 @@ class Chunk:
     segment: int
     ends_segment: bool
     """Whether its segment ends with it, so that a snapshot taken now holds it."""
+    draft: bool = False
+    """Whether it only shows the tokens, decoded as they are; the final frames of its place come later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +114,12 @@ class _Draft:
 
 
 class _Part:
-    """A denoised segment. Each chunk is decoded once, on whichever thread asks for it first."""
+    """A segment to be decoded: denoised, or its draft. Each chunk is decoded once, by whichever thread asks first."""
 
-    def __init__(self, draft: _Draft, chunks: int, decode: Callable[[int], NDArray[np.uint8]]) -> None:
-        self.draft, self._decode = draft, decode
+    def __init__(
+        self, draft: _Draft, chunks: int, decode: Callable[[int], NDArray[np.uint8]], *, final: bool
+    ) -> None:
+        self.draft, self._decode, self.final = draft, decode, final
         self._locks = [threading.Lock() for _ in range(chunks)]
         self._frames: dict[int, NDArray[np.uint8]] = {}
 
@@ -189,13 +193,13 @@ class Work:
 
     def __init__(
         self, stages: Stages, model: ModelConfig, request: Request, report: OnEvent, *, overlap: bool = False,
-        start: Boundary = BEGINNING,
+        preview: bool = False, start: Boundary = BEGINNING,
     ) -> None:
         self.stages, self.request = stages, request
         self.control = Control()
         self.boundary = start
         self.script = Script(request.prompts, request.segments, request.options.fps, self.boundary.segment)
-        self._model, self._report, self._overlap = model, report, overlap
+        self._model, self._report, self._overlap, self._preview = model, report, overlap, preview
         self._reporting = threading.RLock()
         self._seconds: dict[Stage, float] = {}
         self._negative: Text | None = None
@@ -211,8 +215,11 @@ class Work:
                     if cut := self.stages.text_encoder.cut(wanted):
                         self._emit(cut)
                 for chunk in self._all_chunks():
-                    first = first or time.monotonic() - begun
-                    self._emit(ChunkReady(segment=chunk.segment, index=chunk.index, num_frames=len(chunk.frames)))
+                    if not chunk.draft:
+                        first = first or time.monotonic() - begun
+                    self._emit(ChunkReady(
+                        segment=chunk.segment, index=chunk.index, num_frames=len(chunk.frames), draft=chunk.draft
+                    ))
                     yield chunk
             except Cancelled:
                 raise
@@ -280,32 +287,37 @@ class Work:
         return coarse
 
     def _parts(self, drafts: Iterator[_Draft]) -> Generator[_Part]:
-        """Each segment denoised, from the frames before it on."""
+        """Each segment denoised, from the frames before it on; before each its draft, where that is asked for."""
         options, negative = self.request.options, self._negative
         denoising, before = self.stages.denoiser.start(self.request.view), self.boundary.frames
         for draft in drafts:
             segment = draft.segment
+            if self._preview and draft.coarse is not None:
+                yield self._part(draft, draft.coarse, final=False)
             latents, mask = self._initial_latents(segment, before)
             with self._timed("dit"):
                 latents = denoising.denoise(
                     latents, self._steps(segment, mask), _renoise(segment, latents.shape, options.seed),
                     text=draft.text, negative=negative, coarse=draft.coarse, on_step=self._progress("dit", segment),
                 )
-            part = self._part(draft, latents)
+            part = self._part(draft, latents, final=True)
             yield part
             if segment.index + 1 < len(self.request.segments):
                 before = part.frames(len(part) - 1)
 
     def _chunks(self, part: _Part) -> Generator[Chunk]:
         """The segment's new frames; its last chunk is where the next segment goes on from."""
-        segment, progress = part.draft.segment, self._progress("vae", part.draft.segment)
+        segment, progress = part.draft.segment, self._progress("vae" if part.final else "draft", part.draft.segment)
         for i in range(len(part)):
             frames, index = part.frames(i), segment.frames.start + i * self._model.vae.chunk_frames
             progress(i + 1, len(part))
-            if i + 1 == len(part):
+            last = i + 1 == len(part)
+            if last and part.final:
                 self.boundary = Boundary(segment=segment.index + 1, frames=frames, tokens=part.draft.tokens)
                 frames = frames.copy()  # the caller may draw on it
-            yield Chunk(frames[: segment.frames.stop - index], index, segment.index, i + 1 == len(part))
+            yield Chunk(
+                frames[: segment.frames.stop - index], index, segment.index, last and part.final, not part.final
+            )
 
     def _initial_latents(
         self, segment: Segment, before: NDArray[np.uint8] | None
@@ -327,17 +339,17 @@ class Work:
         times = flow.timesteps(options.num_inference_steps, options.height, options.width, frames, model.flow)
         return flow.schedule(times, mask, model.flow)
 
-    def _part(self, draft: _Draft, latents: NDArray[np.float32]) -> _Part:
+    def _part(self, draft: _Draft, latents: NDArray[np.float32], *, final: bool) -> _Part:
         """The segment with its new latents to be decoded; a chunk that the length asked for cuts is decoded whole."""
         decoder, new = self.stages.vae_decoder, latents[:, :, draft.segment.kept :]
         chunks = decoder.chunks(new)
         frames = 1 if new.shape[2] == 1 else chunks * self._model.vae.chunk_frames
 
         def decode(chunk: int) -> NDArray[np.uint8]:
-            with self._timed("vae"):
+            with self._timed("vae" if final else "draft"):
                 return decoder.decode_chunk(new, chunk, frames)
 
-        return _Part(draft, chunks, decode)
+        return _Part(draft, chunks, decode, final=final)
 
     def _ahead(self, stage: Generator[T], name: str) -> Generator[T] | Ahead[T]:
         return Ahead(stage, f"arlon-rt {name}") if self._overlap else stage

@@ -18,7 +18,15 @@ from arlon_rt.ar import GivenTokens, Sampling, TokenSource
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.dit import View
 from arlon_rt.errors import ArlonError, OptionsError
-from arlon_rt.generation import Boundary, Generation, OnEvent, Request, Work, check_boundary
+from arlon_rt.generation import (
+    BEGINNING,
+    Boundary,
+    Generation,
+    OnEvent,
+    Request,
+    Work,
+    check_boundary,
+)
 from arlon_rt.options import GenerateOptions, ResolvedOptions
 from arlon_rt.segments import Segment, plan
 from arlon_rt.snapshot import Machine, Snapshot
@@ -84,7 +92,7 @@ class Pipeline:
 
     def stream(
         self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
-        on_event: OnEvent | None = None, overlap: bool = False,
+        on_event: OnEvent | None = None, overlap: bool = False, preview: bool = False,
     ) -> Generation:
         """Make a video and hand out its frames as they are made, in memory that does not grow with its length.
 
@@ -100,14 +108,18 @@ class Pipeline:
                 is called on the threads that work, else on the one that iterates.
             overlap: draft the next segment and decode the last one while one is denoised, on three threads. The
                 frames are the same.
+            preview: hand out each segment twice: its tokens decoded as they are, as chunks whose `Chunk.draft` is
+                true, before it is denoised, and then its final frames.
 
         Raises:
             OptionsError: a prompt, an option or the tokens cannot be used.
         """
-        return self._generation(self._request(prompt, options, tokens), Boundary(segment=0), on_event, overlap)
+        request = self._request(prompt, options, tokens)
+        return self._generation(request, BEGINNING, on_event, overlap=overlap, preview=preview)
 
     def resume(
-        self, snapshot: Snapshot | str | os.PathLike[str], *, on_event: OnEvent | None = None, overlap: bool = False
+        self, snapshot: Snapshot | str | os.PathLike[str], *, on_event: OnEvent | None = None, overlap: bool = False,
+        preview: bool = False,
     ) -> Generation:
         """Go on from a snapshot: the frames are those that the uninterrupted generation would have made.
 
@@ -131,7 +143,7 @@ class Pipeline:
                 )
         request = self._request(taken.prompts, taken.options, taken.given_tokens)
         check_boundary(taken.boundary, request, self.bundle.model)
-        return self._generation(request, taken.boundary, on_event, overlap)
+        return self._generation(request, taken.boundary, on_event, overlap=overlap, preview=preview)
 
     def generate(
         self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
@@ -173,9 +185,15 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _generation(self, request: Request, start: Boundary, on_event: OnEvent | None, overlap: bool) -> Generation:
+    def _generation(
+        self, request: Request, start: Boundary, on_event: OnEvent | None, *, overlap: bool, preview: bool
+    ) -> Generation:
+        if preview and request.tokens is None:
+            raise OptionsError("preview is True, but a draft is made of tokens and this request injects none")
         report = on_event or (lambda event: None)
-        work = Work(self._stages, self.bundle.model, request, report, overlap=overlap, start=start)
+        work = Work(
+            self._stages, self.bundle.model, request, report, overlap=overlap, preview=preview, start=start
+        )
         given = request.tokens.tokens if isinstance(request.tokens, GivenTokens) else None
         options = GenerateOptions(**dataclasses.asdict(request.options))
 

@@ -14,11 +14,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from full_size_weights import FULL_SIZE
 from torch import Tensor
 
+from arlon_export.check import _draws, feed_bytes
 from arlon_export.checkpoint import Checkpoint, read_checkpoint, write_weights
 from arlon_export.disk import full_disk_named, largest_size
 from arlon_export.export import export_bundle
+from arlon_export.feeds import Feed
 from arlon_export.precision import network_for
 from arlon_export.state_dict import StateDict, open_state_dict
 from arlon_export.watch import GraphDone
@@ -26,6 +29,7 @@ from arlon_export.weights import PAGE_BYTES, WeightFile
 from arlon_rt.backends.session import open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BackendError, BundleError, OutputError
+from arlon_rt.graphs import graph_specs
 from arlon_rt.verification import Finding
 from tiny_checkpoint import write_tiny_checkpoint
 
@@ -267,3 +271,25 @@ def test_weights_that_a_graph_does_not_read_take_no_memory(checkpoint: Checkpoin
     taken = {name: p.untyped_storage().nbytes() for name, p in module.named_parameters()}
     assert taken.pop("x_embedder.proj.bias") >= 16 * 2
     assert max(taken.values()) <= 4
+
+
+def test_feeds_are_made_one_at_a_time_and_caches_count_as_memory() -> None:
+    """At full size one feed of the token model holds gigabytes, and there are 64."""
+    spec = graph_specs(FULL_SIZE)["ar_step"]
+    assert feed_bytes(FULL_SIZE, spec) > 1 << 30
+    assert feed_bytes(FULL_SIZE, graph_specs(FULL_SIZE)["vq_decoder"]) < 1 << 24
+    order: list[str] = []
+
+    def feed_of(seed: int) -> Feed:
+        order.append(f"feed {seed}")
+        return {}
+
+    def run(feed: Feed) -> dict[str, object]:
+        order.append("run")
+        return {t.name: 0 for t in spec.outputs}
+
+    kept = _draws(spec, feed_of, run)
+    assert order[:4] == ["feed 0", "run", "feed 1", "run"]
+    assert len(kept) == 64
+    assert set(kept[0]) == {t.name for t in spec.outputs}
+    assert set(kept[1]) == {"next_token"}

@@ -393,6 +393,40 @@ def test_a_snapshot_that_cannot_be_written_leaves_nothing(pipeline: Pipeline, tm
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+# -- previews --------------------------------------------------------------------------------------------------------
+
+
+def test_a_preview_shows_each_segment_before_it_is_denoised(
+    pipeline: Pipeline, usual: np.ndarray, overlap: bool
+) -> None:
+    events: list[Event] = []
+    chunks = list(pipeline.stream(PROMPT, OPTIONS, preview=True, overlap=overlap, on_event=events.append))
+    drafts, finals = ([c for c in chunks if c.draft == draft] for draft in (True, False))
+    assert np.array_equal(joined(finals), usual)
+    places = [[(c.index, c.segment, len(c.frames)) for c in part] for part in (drafts, finals)]
+    assert places[0] == places[1]
+    assert not np.array_equal(joined(drafts), usual)
+    assert [c.draft for c in chunks if c.segment == 1] == [True] * 3 + [False] * 3
+    assert not any(c.ends_segment for c in drafts)
+    ready = [(e.index, e.draft) for e in events if isinstance(e, ChunkReady)]
+    assert ready == [(c.index, c.draft) for c in chunks]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.stage_seconds["draft"] > 0
+
+
+def test_a_draft_is_the_tokens_decoded(pipeline: Pipeline) -> None:
+    tokens = pipeline.tokens(PROMPT, OPTIONS)
+    drafts = [[c.frames for c in pipeline.stream(text, OPTIONS, tokens=tokens, preview=True) if c.draft]
+              for text in (PROMPT, OTHER)]
+    assert np.array_equal(np.concatenate(drafts[0]), np.concatenate(drafts[1]))
+
+
+def test_without_tokens_there_is_no_preview(pipeline: Pipeline) -> None:
+    with pytest.raises(OptionsError, match="a draft is made of tokens"):
+        pipeline.stream(PROMPT, GenerateOptions(inject=False), preview=True)
+
+
 # -- what is told ----------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,30 @@ def test_a_full_disk_keeps_what_is_needed_to_go_on(folder: Path, whole: Path, tm
     assert (kept / "out.mp4").read_bytes() == whole.read_bytes()
 
 
+def test_a_preview_is_written_and_goes_on_too(folder: Path, whole: Path, tmp_path: Path) -> None:
+    path, draft, usual = (tmp_path / name for name in ("out.mp4", "draft.mp4", "usual.mp4"))
+    assert main(request(folder, path, "--preview", str(usual))) == 0
+    path.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 170, Cancelled())
+        main(request(folder, path, "--preview", str(draft)))
+    assert main(resume(folder, path, "--preview", str(draft))) == 0
+    assert path.read_bytes() == whole.read_bytes()
+    assert draft.read_bytes() == usual.read_bytes()
+    assert not np.array_equal(read_video(draft).frames, read_video(path).frames)
+    assert sorted(os.listdir(tmp_path)) == ["draft.mp4", "out.mp4", "usual.mp4"]
+
+
+def test_a_preview_needs_a_file_of_its_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.mp4"
+    for name in (str(path), str(tmp_path / "none" / "draft.mp4")):
+        assert main(request(folder, path, "--preview", name)) == 2
+    assert "as is the output; name another file" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
 def test_json_says_how_to_go_on(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.mp4"
     with pytest.MonkeyPatch.context() as patch:
