@@ -1,0 +1,196 @@
+"""One generation and its file, for the command: written as it is made, with a snapshot from which it may go on."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arlon_rt.bundle import Bundle, installed_version
+from arlon_rt.cli_progress import print_json
+from arlon_rt.encoding import Quality
+from arlon_rt.errors import OptionsError, OutputError
+from arlon_rt.events import Event, Finished, Progress, Started
+from arlon_rt.options import GenerateOptions
+from arlon_rt.segments import plan
+from arlon_rt.sinks import PIPE, Sink, is_folder, open_sink
+from arlon_rt.timeline import Timeline
+
+if TYPE_CHECKING:
+    from arlon_rt.generation import Generation
+    from arlon_rt.pipeline import Pipeline
+    from arlon_rt.snapshot import Snapshot
+
+
+def snapshot_of(output: str) -> Path | None:
+    """Where an MP4 that is not finished says how it goes on: ``<name>.resume`` beside it."""
+    path = Path(output)
+    return path.with_name(path.name + ".resume") if path.suffix.lower() == ".mp4" else None
+
+
+class Recording:
+    """One generation and its file: what is asked for, how far it got and how long it took."""
+
+    def __init__(
+        self, args: argparse.Namespace, timeline: Timeline, options: GenerateOptions, bundle: Bundle,
+        resumed_from: Snapshot | None = None,
+    ) -> None:
+        self.output: str = args.output
+        self.preview: str | None = args.preview
+        self.quality = Quality(crf=args.crf, effort=args.effort)
+        self.snapshot_path = snapshot_of(self.output)
+        self.options = options
+        self.bundle = bundle
+        self.resumed_from = resumed_from
+        self.precision: str | None = None
+        self.num_frames = 0
+        self.stopped = False
+        self.resolved = options.resolved(bundle)
+        segments = plan(self.resolved.num_frames, bundle.model, self.resolved.first_segment_frames)
+        self.timeline = timeline.in_seconds(segments, self.resolved.fps)
+        self._first = 0
+        self._finished: Finished | None = None
+        self._latest: Snapshot | None = None
+        self._began = self._loaded = self._ended = time.perf_counter()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.snapshot_path is not None and self.snapshot_path.exists()
+
+    @property
+    def where_cut_short(self) -> str:
+        """Where frames are found after an error."""
+        return self.output if self.output == PIPE or is_folder(self.output) else f"{self.output}.part"
+
+    def same_was_begun(self) -> bool:
+        """Whether this very request was stopped before, and can go on."""
+        from arlon_rt.snapshot import Snapshot
+
+        if self.snapshot_path is None or not self.resumable:
+            return False
+        try:
+            before = Snapshot.load(self.snapshot_path)
+            same_options = before.options.resolved(self.bundle) == self.resolved
+        except OptionsError:   # of another version, or damaged: nothing to go on from
+            return False
+        return before.bundle == self.bundle.hash and same_options and before.prompts == self.timeline
+
+    def note(self, event: Event) -> None:
+        """Take what an event tells about the whole."""
+        if isinstance(event, Started):
+            self._first = event.first_frame
+        elif isinstance(event, Finished):
+            self._finished = event
+
+    def record(self, pipeline: Pipeline, on_event: Callable[[Event], None]) -> None:
+        """Write each chunk as it is made. The file is opened at the first one, whose size it takes."""
+        self._loaded, self.precision = time.perf_counter(), pipeline.precision
+        told: dict[str, Any] = {"on_event": on_event, "preview": self.preview is not None}
+        if self.resumed_from:
+            generation = pipeline.resume(self.resumed_from, **told)
+        else:
+            generation = pipeline.stream(self.timeline, self.options, **told)
+        try:
+            with contextlib.closing(generation):
+                self._write(generation, on_event)
+        except BaseException:
+            with contextlib.suppress(OutputError):   # the error under way is the one to report
+                self._save()   # the file was closed with all its frames
+            raise
+        finally:
+            self._ended = time.perf_counter()
+        if self.snapshot_path:
+            self.snapshot_path.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        if self._latest and self.snapshot_path:
+            self._latest.save(self.snapshot_path)
+
+    def _write(self, generation: Generation, on_event: Callable[[Event], None]) -> None:
+        with contextlib.ExitStack() as stack:
+            writers: dict[bool, Sink] = {}
+            for chunk in generation:
+                target = self.preview if chunk.draft else self.output
+                if chunk.draft not in writers and target:
+                    height, width = chunk.frames.shape[1:3]
+                    writers[chunk.draft] = stack.enter_context(open_sink(
+                        target, fps=self.resolved.fps, height=height, width=width, metadata=self.metadata(),
+                        quality=self.quality, resumed=self._first,
+                    ))
+                writers[chunk.draft].write(chunk.frames)
+                if chunk.draft:
+                    continue
+                self.num_frames = done = writers[False].frames_written
+                if chunk.ends_segment:
+                    for writer in writers.values():
+                        writer.end_segment()
+                    self._save()   # the one before: a file that grows lacks its last segment
+                    self._latest = generation.snapshot()
+                on_event(Progress(stage="video", segment=chunk.segment, done=done, total=self.resolved.num_frames))
+
+    def metadata(self) -> dict[str, str]:
+        """The file's tags: all it takes to make it again."""
+        prompts = [{"seconds": seconds, "prompt": prompt} for seconds, prompt in self.timeline.entries]
+        origin = {
+            "arlon_rt": installed_version(), "bundle": self.bundle.hash, "prompts": prompts,
+            "options": dataclasses.asdict(self.resolved), "precision": self.precision,
+        }
+        title = " | ".join(prompt for _, prompt in self.timeline.entries)
+        return {"title": title, "comment": json.dumps(origin, ensure_ascii=False)}
+
+    def resume_command(self, bundle: Path | None) -> str:
+        """What to type to go on."""
+        named = ["--bundle", str(bundle)] if bundle else []
+        named += ["--preview", self.preview] if self.preview else []
+        named += ["--crf", str(self.quality.crf)] if self.quality.crf is not None else []
+        named += ["--effort", self.quality.effort] if self.quality != Quality(crf=self.quality.crf) else []
+        return shlex.join(["arlon-rt", "generate", "--resume", "-o", self.output, *named])
+
+    def report(self, *, quiet: bool, as_json: bool, bundle: Path | None) -> None:
+        """The last line: file, frames, seconds and how fast that was."""
+        seconds, wall = self.num_frames / self.resolved.fps, self._ended - self._loaded
+        made = max(0, self.num_frames - self._first) / self.resolved.fps
+        load, speed = self._loaded - self._began, made / wall if wall else 0.0
+        resume = self.resume_command(bundle) if self.stopped and self.resumable else None
+        if as_json:
+            told = self._finished
+            print_json("Summary", {
+                "file": self.output if self.num_frames else None, "stopped": self.stopped, "resume": resume,
+                "num_frames": self.num_frames, "seconds": seconds, "wall_seconds": wall, "load_seconds": load,
+                "real_time_factor": speed, "first_chunk_seconds": told and told.first_chunk_seconds,
+                "stage_seconds": dict(told.stage_seconds) if told else None, "peak_memory_bytes": peak_memory(),
+                **json.loads(self.metadata()["comment"]),
+            })
+        out = sys.stderr if self.output == PIPE else sys.stdout
+        if as_json or quiet:
+            return
+        if not self.num_frames:
+            print("stopped before the first frame; no file was written", file=out)
+        else:
+            length = f"{self.num_frames} frames, {seconds:.2f} s of video"
+            pace = f"{made:.2f} s of it in {wall:.1f} s" if self._first else f"in {wall:.1f} s"
+            ending = f", stopped at frame {self.num_frames} of {self.resolved.num_frames}" if self.stopped else ""
+            separator = ", " if self._first else " "
+            name = "stdout" if self.output == PIPE else self.output
+            print(f"{name}: {length}{separator}{pace} ({speed:.2f}× real time){ending}; loading took {load:.1f} s",
+                  file=out)
+            if resume:
+                print(f"go on with: {resume}", file=out)
+
+
+def peak_memory() -> int | None:
+    """The most memory this process had at once, in bytes; ``None`` where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,111 @@
+"""Where a command's frames go, by the name it is given: a video file, a folder of PNG frames, or standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from arlon_rt.encoding import Quality, png
+from arlon_rt.errors import OutputError
+from arlon_rt.video import USUAL, PipeWriter, VideoWriter, check_writable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PIPE = "-"
+
+
+class Sink(Protocol):
+    """Takes frames as they come."""
+
+    @property
+    def frames_written(self) -> int: ...
+
+    def write(self, frames: NDArray[np.uint8]) -> None: ...
+
+    def end_segment(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class FrameFolder:
+    """Writes each frame as a PNG file, ``000000.png`` and on, into a folder that is made with the first one.
+
+    Raises:
+        OutputError: from `write`, where a file cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.frames_written = folder, 0
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        """Append ``frames`` (frame, height, width, 3), RGB uint8."""
+        try:
+            self.folder.mkdir(exist_ok=True)
+            for frame in frames:
+                path = self.folder / f"{self.frames_written:06d}.png"
+                part = path.with_suffix(".part")
+                part.write_bytes(png(frame))
+                part.replace(path)
+                self.frames_written += 1
+        except OSError as error:
+            raise OutputError(f"output {str(self.folder)!r} cannot be written: {error.strerror or error}") from error
+
+    def end_segment(self) -> None:
+        """Frames are whole as they are."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+def is_folder(target: str) -> bool:
+    """Whether a target's name asks for PNG frames."""
+    return target.endswith("/")
+
+
+def check_sink(target: str) -> None:
+    """Find out that ``target`` cannot be written before any work is done.
+
+    Raises:
+        OutputError: it cannot; or it is a folder that is not empty, or a screen.
+    """
+    if target == PIPE:
+        if sys.stdout.isatty():
+            raise OutputError("output is '-', but standard output is a terminal; pipe it, e.g. to `ffplay -`")
+    elif not is_folder(target):
+        check_writable(target)
+    else:
+        folder = Path(target)
+        if folder.is_dir() and any(folder.iterdir()):
+            raise OutputError(f"output {target!r} is a folder with files in it; name a new or an empty one")
+        if not folder.is_dir() and (folder.exists() or not folder.parent.is_dir()):
+            raise OutputError(f"output {target!r} cannot be made: it is a file, or there is no {str(folder.parent)!r}")
+
+
+def open_sink(
+    target: str, *, fps: float, height: int, width: int, metadata: Mapping[str, str], quality: Quality = USUAL,
+    resumed: int = 0,
+) -> Sink:
+    """Open ``target``; the other arguments are those of `VideoWriter`."""
+    if target == PIPE:
+        return PipeWriter(
+            sys.stdout.buffer, fps=fps, height=height, width=width, metadata=metadata, quality=quality
+        )
+    if is_folder(target):
+        return FrameFolder(Path(target))
+    return VideoWriter(
+        target, fps=fps, height=height, width=width, metadata=metadata, quality=quality, resumed=resumed
+    )
