@@ -13,7 +13,7 @@ from arlon_rt import noise
 from arlon_rt.backends.session import Handle, Session
 from arlon_rt.config import ARConfig
 from arlon_rt.errors import BackendError, OptionsError
-from arlon_rt.prompts import Text, guidance_weights, stacked
+from arlon_rt.prompts import Text, guidance_weights, same_texts, stacked
 
 OnToken = Callable[[int, int], None]
 """Called with (done, total) after each token."""
@@ -168,7 +168,7 @@ class TokenStream:
         ``texts`` is the prompt, and after it the null prompt when ``guidance_scale`` is not 1. Ranges of successive
         calls may overlap but never go back.
         """
-        if tuple(texts) != self._texts:
+        if not same_texts(texts, self._texts):
             self._prefill_text(tuple(texts))
         written, wanted = self._written, code_frames.stop * self._area
         while self._written < wanted:

@@ -22,6 +22,13 @@ class Text:
         return int(self.hidden.shape[1])
 
 
+def same_texts(some: Sequence[Text], others: Sequence[Text]) -> bool:
+    """Whether two rows of prompts are equal, encoded once or anew."""
+    if len(some) != len(others):
+        return False
+    return all(a is b or np.array_equal(a.hidden, b.hidden) for a, b in zip(some, others, strict=True))
+
+
 def stacked(texts: Sequence[Text]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Rows of one batch, padded with zeros on the right: hidden (row, longest, d_model) and its mask (row, longest)."""
     longest = max(t.length for t in texts)

@@ -447,3 +447,12 @@ def test_a_short_first_segment_comes_first(pipeline: Pipeline, first: int) -> No
     chunks = list(pipeline.stream(PROMPT, options))
     assert [c.segment for c in chunks][: first // 17 + 1] == [0] * (first // 17) + [1]
     assert sum(len(c.frames) for c in chunks) == 120
+
+
+def test_a_prompt_that_is_encoded_anew_changes_nothing(pipeline: Pipeline, usual: np.ndarray) -> None:
+    """The encoder remembers a few prompts; one that it forgot is the same prompt still."""
+    encoder, frames = pipeline._stages.text_encoder, []
+    for chunk in pipeline.stream(PROMPT, OPTIONS):
+        frames.append(chunk.frames)
+        encoder._recent.clear()
+    assert np.array_equal(np.concatenate(frames), usual)
