@@ -171,7 +171,7 @@ class PlainWork(Work):
         return part
 
     def _initial_latents(
-        self, segment: Segment, before: NDArray[np.uint8] | None
+        self, segment: Segment, before: NDArray[Any] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if "encode" in self.everything and before is not None:
             for _ in range(3):   # the segment's other chunks

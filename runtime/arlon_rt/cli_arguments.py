@@ -83,6 +83,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--motion-score", type=float, metavar="X", help="likewise; higher asks for more motion")
     group.add_argument("--camera-motion", metavar="TEXT", help="likewise, e.g. 'pan right'")
     group.add_argument(
+        "--guided-steps", type=int, metavar="N", help="guide the first N denoising steps alone: faster, approximate"
+    )
+    group.add_argument(
+        "--reuse-latents", action="store_true", default=None,
+        help="let segments go on from latents, not from frames encoded again: faster, approximate",
+    )
+    group.add_argument(
         "--no-injection", dest="inject", action="store_false", default=None, help="denoise without drafted tokens"
     )
 

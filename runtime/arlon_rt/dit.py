@@ -29,19 +29,19 @@ def denoise(
     latents: NDArray[np.float32],
     steps: Sequence[Step],
     noise: NoiseSource,
-    conditions: Mapping[str, Feed],
+    conditions: Mapping[str, Feed] | Callable[[int], Mapping[str, Feed]],
     on_step: OnStep = lambda done, total: None,
 ) -> NDArray[np.float32]:
     """Run the steps of the rectified flow; latents (1, channel, frame, height, width) stay on the device between them.
 
-    ``conditions`` are the inputs of the ``dit`` graph that no step changes.
+    ``conditions`` are the other inputs of the ``dit`` graph: the same at every step, or by step.
     """
     state: Feed = latents
     silence = np.zeros_like(latents)
     for index, step in enumerate(steps):
         joining = bool(step.noise_mask.any())
         outputs = dit.run({
-            **conditions,
+            **(conditions(index) if callable(conditions) else conditions),
             "latents": state,
             "timestep": np.array([step.timestep], np.float32),
             "step_size": np.array([step.step_size], np.float32),
@@ -104,17 +104,17 @@ class Denoising:
             *self._patches, config.hidden_size, height=view.height, width=view.width,
             input_sq_size=config.input_sq_size, published_bf16=denoiser.published_tables,
         )
-        self._texts: tuple[Text, Text | None] | None = None
-        self._caption: dict[str, Feed] = {}
+        self._captions: dict[bool, tuple[tuple[Text, Text | None], dict[str, Feed]]] = {}
 
     def denoise(
         self, latents: NDArray[np.float32], steps: Sequence[Step], noise: NoiseSource, *, text: Text,
-        negative: Text | None, coarse: NDArray[np.float32] | None, on_step: OnStep = lambda done, total: None,
+        negative: Text | None, coarse: NDArray[np.float32] | None, guided_steps: int | None = None,
+        on_step: OnStep = lambda done, total: None,
     ) -> NDArray[np.float32]:
         """Latents (1, channel, frame, height, width) of one segment, from noise on the frames that are to be made.
 
         ``negative`` takes the place of the learned null caption. ``coarse``, shaped like the latents, is injected;
-        ``None`` injects nothing.
+        ``None`` injects nothing. After ``guided_steps`` there is no guidance; ``None``: it is there throughout.
         """
         config = self._denoiser.model.dit
         cos, sin = rotary_tables(
@@ -123,18 +123,24 @@ class Denoising:
         )
         dit = self._denoiser.dit
         conditions: dict[str, Feed] = {
-            **self._captioned(text, negative), **self._features(coarse, latents.shape[2]),
+            **self._features(coarse, latents.shape[2]),
             "position": self._position, "rotary_cos": cos, "rotary_sin": sin,
             "fps": np.array([self._view.fps], np.float32),
         }
         # to the device once a segment, not once a step
         held = {n: dit.upload(n, value) if isinstance(value, np.ndarray) else value for n, value in conditions.items()}
-        return denoise(dit, latents, steps, noise, held, on_step)
+        guidance = self._view.guidance_scale != 1
+        until = len(steps) if guided_steps is None else guided_steps
 
-    def _captioned(self, text: Text, negative: Text | None) -> dict[str, Feed]:
+        def at(step: int) -> Mapping[str, Feed]:
+            return {**held, **self._captioned(text, negative, guidance and step < until)}
+
+        return denoise(dit, latents, steps, noise, at, on_step)
+
+    def _captioned(self, text: Text, negative: Text | None, guided: bool) -> dict[str, Feed]:
         """Keys and values of the prompt, and of the null row when there is guidance; made once a prompt."""
-        if self._texts != (text, negative):
-            guided = self._view.guidance_scale != 1
+        known = self._captions.get(guided)
+        if known is None or known[0] != (text, negative):
             hidden, mask = stacked([text, negative or text] if guided else [text])
             outputs = self._denoiser.caption.run({
                 "last_hidden_state": hidden,
@@ -142,9 +148,12 @@ class Denoising:
                 "use_null": np.array([False, negative is None][: len(hidden)]),
             }, hold=["caption_kv"])
             weights = guidance_weights(self._view.guidance_scale, len(hidden))
-            self._texts = text, negative
-            self._caption = {"caption_kv": outputs["caption_kv"], "text_mask": mask, "guidance_weights": weights}
-        return self._caption
+            upload = self._denoiser.dit.upload
+            self._captions[guided] = known = (text, negative), {
+                "caption_kv": outputs["caption_kv"], "text_mask": upload("text_mask", mask),
+                "guidance_weights": upload("guidance_weights", weights),
+            }
+        return known[1]
 
     def _features(self, coarse: NDArray[np.float32] | None, frames: int) -> dict[str, Feed]:
         """The injected features; zeros leave the transformer as it is (the gate alpha is 0)."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +73,9 @@ class Boundary:
 
     segment: int
     """The next one."""
-    frames: NDArray[np.uint8] | None = None
-    """The last chunk before it (frame, height, width, 3); ``None`` at the start."""
+    before: NDArray[Any] | None = None
+    """The last chunk before it, frames (frame, height, width, 3) or, where they are reused, its latents (1, channel,
+    latent, height, width); ``None`` at the start."""
     tokens: TokenState | None = None
 
 
@@ -90,12 +91,15 @@ def check_boundary(boundary: Boundary, request: Request, model: ModelConfig) -> 
     segments, view = request.segments, request.view
     if not 0 <= boundary.segment < len(segments):
         raise OptionsError(f"segment is {boundary.segment} of {len(segments)}; nothing is left to be made there")
-    kept = segments[boundary.segment].kept > 0
-    unit = model.vae.space_stride
-    shape = model.vae.chunk_frames, unit * view.latent_height, unit * view.latent_width, 3
-    found = "none" if boundary.frames is None else f"{boundary.frames.dtype} {boundary.frames.shape}"
-    if found != (fits := f"uint8 {shape}" if kept else "none"):
-        raise OptionsError(f"frames before segment {boundary.segment} are {found}; {fits} fits")
+    kept, unit, vae = segments[boundary.segment].kept > 0, model.vae.space_stride, model.vae
+    frames = vae.chunk_frames, unit * view.latent_height, unit * view.latent_width, 3
+    latents = 1, model.dit.in_channels, vae.chunk_latents, view.latent_height, view.latent_width
+    fits = f"float32 {latents}" if request.options.reuse_latents else f"uint8 {frames}"
+    found = "none" if boundary.before is None else f"{boundary.before.dtype} {boundary.before.shape}"
+    if found != (fits if kept else "none"):
+        raise OptionsError(f"what is before segment {boundary.segment} is {found}; {fits if kept else 'none'} fits")
+    if boundary.before is not None and not np.isfinite(boundary.before).all():
+        raise OptionsError(f"what is before segment {boundary.segment} is not finite")
     if isinstance(request.tokens, TokenStream) and kept:
         assert model.vq
         written = segments[boundary.segment - 1].code_frames(model.vq.stride[0]).stop
@@ -117,9 +121,10 @@ class _Part:
     """A segment to be decoded: denoised, or its draft. Each chunk is decoded once, by whichever thread asks first."""
 
     def __init__(
-        self, draft: _Draft, chunks: int, decode: Callable[[int], NDArray[np.uint8]], *, final: bool
+        self, draft: _Draft, latents: NDArray[np.float32], chunks: int, decode: Callable[[int], NDArray[np.uint8]], *,
+        final: bool,
     ) -> None:
-        self.draft, self._decode, self.final = draft, decode, final
+        self.draft, self.latents, self._decode, self.final = draft, latents, decode, final
         self._locks = [threading.Lock() for _ in range(chunks)]
         self._frames: dict[int, NDArray[np.uint8]] = {}
 
@@ -289,7 +294,7 @@ class Work:
     def _parts(self, drafts: Iterator[_Draft]) -> Generator[_Part]:
         """Each segment denoised, from the frames before it on; before each its draft, where that is asked for."""
         options, negative = self.request.options, self._negative
-        denoising, before = self.stages.denoiser.start(self.request.view), self.boundary.frames
+        denoising, before = self.stages.denoiser.start(self.request.view), self.boundary.before
         for draft in drafts:
             segment = draft.segment
             if self._preview and draft.coarse is not None:
@@ -298,12 +303,19 @@ class Work:
             with self._timed("dit"):
                 latents = denoising.denoise(
                     latents, self._steps(segment, mask), _renoise(segment, latents.shape, options.seed),
-                    text=draft.text, negative=negative, coarse=draft.coarse, on_step=self._progress("dit", segment),
+                    text=draft.text, negative=negative, coarse=draft.coarse, guided_steps=options.guided_steps,
+                    on_step=self._progress("dit", segment),
                 )
             part = self._part(draft, latents, final=True)
             yield part
             if segment.index + 1 < len(self.request.segments):
-                before = part.frames(len(part) - 1)
+                before = self._before_next(part)
+
+    def _before_next(self, part: _Part) -> NDArray[Any]:
+        """What the next segment goes on from."""
+        if self.request.options.reuse_latents:
+            return part.latents[:, :, -self._model.vae.chunk_latents :]
+        return part.frames(len(part) - 1)
 
     def _chunks(self, part: _Part) -> Generator[Chunk]:
         """The segment's new frames; its last chunk is where the next segment goes on from."""
@@ -313,23 +325,25 @@ class Work:
             progress(i + 1, len(part))
             last = i + 1 == len(part)
             if last and part.final:
-                self.boundary = Boundary(segment=segment.index + 1, frames=frames, tokens=part.draft.tokens)
+                before = self._before_next(part)
+                self.boundary = Boundary(segment=segment.index + 1, before=before, tokens=part.draft.tokens)
                 frames = frames.copy()  # the caller may draw on it
             yield Chunk(
                 frames[: segment.frames.stop - index], index, segment.index, last and part.final, not part.final
             )
 
     def _initial_latents(
-        self, segment: Segment, before: NDArray[np.uint8] | None
+        self, segment: Segment, before: NDArray[Any] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Noise (1, channel, frame, height, width), the frames before encoded at its start, and the mask: 0 there."""
+        """Noise (1, channel, frame, height, width), the chunk before as latents at its start, and the mask: 0 there."""
         view, channels = self.request.view, self._model.dit.in_channels
         shape = 1, channels, len(segment.latents), view.latent_height, view.latent_width
         latents = noise.normal(self.request.options.seed, "latents", segment.index, shape)
         mask = np.ones(len(segment.latents), np.float32)
         if segment.kept and before is not None:
             with self._timed("vae"):
-                latents[:, :, : segment.kept] = self.stages.vae_encoder.encode(before)
+                reused = self.request.options.reuse_latents
+                latents[:, :, : segment.kept] = before if reused else self.stages.vae_encoder.encode(before)
             mask[: segment.kept] = 0
         return latents, mask
 
@@ -349,7 +363,7 @@ class Work:
             with self._timed("vae" if final else "draft"):
                 return decoder.decode_chunk(new, chunk, frames)
 
-        return _Part(draft, chunks, decode, final=final)
+        return _Part(draft, latents, chunks, decode, final=final)
 
     def _ahead(self, stage: Generator[T], name: str) -> Generator[T] | Ahead[T]:
         return Ahead(stage, f"arlon-rt {name}") if self._overlap else stage

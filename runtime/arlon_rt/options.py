@@ -70,6 +70,12 @@ class GenerateOptions:
     """Likewise, how the camera moves, e.g. ``"pan right"``."""
     inject: bool | None = None
     """Whether tokens guide the diffusion transformer; ``False`` runs it alone, on a bundle with injection too."""
+    guided_steps: int | None = None
+    """Denoising steps of a segment with guidance, the first ones; an approximation that saves half of the others' work.
+    Left out: all of them."""
+    reuse_latents: bool | None = None
+    """Whether a segment goes on from the last latents as they were denoised, instead of from the last frames, encoded:
+    an approximation that saves an encoding and waits for no decoding. Left out: from the frames, as published."""
 
     def resolved(self, bundle: HasDefaults) -> ResolvedOptions:
         """Every option filled in and checked against what the bundle can do.
@@ -81,7 +87,7 @@ class GenerateOptions:
         values = {
             "num_frames": video.segment_frames, "height": video.height, "width": video.width, "fps": video.fps,
             "first_segment_frames": video.segment_frames,
-            "inject": bundle.model.injection is not None, **DEFAULTS,
+            "inject": bundle.model.injection is not None, "guided_steps": None, "reuse_latents": False, **DEFAULTS,
         }
         if bundle.model.ar:
             values["top_k"] = min(values["top_k"], bundle.model.ar.max_top_k)
@@ -115,6 +121,9 @@ class ResolvedOptions:
     motion_score: float | None
     camera_motion: str | None
     inject: bool
+    guided_steps: int
+    """0 .. num_inference_steps."""
+    reuse_latents: bool
 
 
 def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
@@ -122,17 +131,20 @@ def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
     max_height = model.video.max_height or model.video.height
     max_width = model.video.max_width or model.video.width
     _check_scores(values, model)
-    if not isinstance(values["inject"], bool):
-        raise OptionsError(f"inject is {values['inject']!r:.80}; True or False is expected")
+    for name in ("inject", "reuse_latents"):
+        if not isinstance(values[name], bool):
+            raise OptionsError(f"{name} is {values[name]!r:.80}; True or False is expected")
     if values["inject"] and model.injection is None:
         raise OptionsError("inject is True, but this bundle has no token model to inject from; leave inject out")
+    steps = _integer("num_inference_steps", values, 1, MAX_STEPS, "10 is usual, 5 is fast")
+    guided = steps if values["guided_steps"] is None else _integer("guided_steps", values, 0, MAX_STEPS)
     return ResolvedOptions(
         num_frames=_integer("num_frames", values, 1, MAX_FRAMES, "1 is an image"),
         height=_integer("height", values, smallest, max_height),
         width=_integer("width", values, smallest, max_width),
         first_segment_frames=_first_segment_frames(values, model),
         fps=_number("fps", values, 1, MAX_FPS),
-        num_inference_steps=_integer("num_inference_steps", values, 1, MAX_STEPS, "10 is usual, 5 is fast"),
+        num_inference_steps=steps,
         guidance_scale=_number("guidance_scale", values, 0, 100, "1 is off"),
         ar_guidance_scale=_number("ar_guidance_scale", values, 0, 100, "1 is off"),
         temperature=_number("temperature", values, 0, 100, "0 takes the likeliest token"),
@@ -144,6 +156,8 @@ def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
         motion_score=_score("motion_score", values, 100, "higher is more"),
         camera_motion=_text("camera_motion", values),
         inject=values["inject"],
+        guided_steps=min(guided, steps),
+        reuse_latents=values["reuse_latents"],
     )
 
 

@@ -1,6 +1,6 @@
 """A generation between two segments in a small file, from which it goes on as if nothing had happened.
 
-A safetensors file: the last chunk's frames and the newest tokens, and a JSON text with everything else. It is taken
+A safetensors file: the last chunk and the newest tokens, and a JSON text with everything else. It is taken
 for hostile until `Pipeline.resume` has held it to the bundle.
 """
 
@@ -67,8 +67,8 @@ class Snapshot:
             "options": dataclasses.asdict(self.options), "prompts": [list(entry) for entry in self.prompts.entries],
         }
         tensors: dict[str, NDArray[Any]] = {}
-        if boundary.frames is not None:
-            tensors["frames"] = np.ascontiguousarray(boundary.frames)
+        if boundary.before is not None:
+            tensors["before"] = np.ascontiguousarray(boundary.before)
         if boundary.tokens is not None:
             state |= {name: getattr(boundary.tokens, name) for name in COUNTS}
             tensors["codes"] = np.array(boundary.tokens.codes, np.int64)
@@ -119,7 +119,7 @@ class Snapshot:
         if codes is not None and (codes.dtype != np.int64 or codes.ndim != 1):
             raise ValueError(f"its codes are {codes.dtype} {codes.shape}")
         tokens = None if codes is None else TokenState(codes=tuple(codes.tolist()), **counts)
-        boundary = Boundary(segment=state["segment"], frames=tensors.get("frames"), tokens=tokens)
+        boundary = Boundary(segment=state["segment"], before=tensors.get("before"), tokens=tokens)
         return cls(
             bundle=str(state["bundle"]), machine=Machine(**state["machine"]), boundary=boundary,
             options=GenerateOptions(**state["options"]), prompts=Timeline.of(tuple(map(tuple, state["prompts"]))),

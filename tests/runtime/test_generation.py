@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import json
 import random
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from arlon_rt import Cancelled, GenerateOptions, OptionsError, OutputError, Pipeline, Snapshot
 from arlon_rt.ahead import Ahead
 from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Started
+from watched import watched
 
 PROMPT, OTHER = "a red circle moves right", "yellow triangle"
 OPTIONS = GenerateOptions(num_frames=221, seed=3)   # segments of 68, 51, 51, 51 frames
@@ -309,6 +311,23 @@ def test_a_snapshot_of_given_tokens_and_of_none(pipeline: Pipeline, tmp_path: Pa
         assert np.array_equal(joined(pipeline.resume(tmp_path / "here.arlon")), whole[68:])
 
 
+def test_a_snapshot_of_reused_latents(pipeline: Pipeline, tmp_path: Path) -> None:
+    options = dataclasses.replace(OPTIONS, reuse_latents=True)
+    whole = pipeline.generate(PROMPT, options).frames
+    generation = pipeline.stream(PROMPT, options)
+    for _ in range(7):
+        next(generation)
+    generation.snapshot().save(tmp_path / "here.arlon")
+    generation.close()
+    assert np.array_equal(joined(pipeline.resume(tmp_path / "here.arlon")), whole[119:])
+
+    def broken(state: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tensors["before"][0, 0, 0, 0, 0] = np.nan
+
+    with pytest.raises(OptionsError, match="not finite"):
+        pipeline.resume(rewritten(tmp_path / "here.arlon", broken))
+
+
 def test_a_snapshot_is_small(pipeline: Pipeline, tmp_path: Path) -> None:
     generation = pipeline.stream(PROMPT, OPTIONS)
     for _ in range(10):
@@ -347,7 +366,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
     (lambda s, t: s["machine"].update(precision="fp16"), "precision 'fp16'"),
     (lambda s, t: s.update(segment=4), "segment is 4 of 4; nothing is left"),
     (lambda s, t: s.update(segment=-1), "segment is -1"),
-    (lambda s, t: s.update(segment=0), "frames before segment 0 are uint8.*none fits"),
+    (lambda s, t: s.update(segment=0), "what is before segment 0 is uint8.*none fits"),
     (lambda s, t: s.update(segment=2), "are no state of a stream of 5|are no state"),
     (lambda s, t: s.update(segment=1.5), "no whole numbers"),
     (lambda s, t: s["options"].update(num_frames=0), "num_frames is 0"),
@@ -358,9 +377,9 @@ def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Non
     (lambda s, t: s.update(fed=10_000), "are no state"),
     (lambda s, t: s.update(window=-3), "are no state"),
     (lambda s, t: s.update(context=999), "are no state"),
-    (lambda s, t: t.pop("frames"), "frames before segment 1 are none; uint8"),
-    (lambda s, t: t.update(frames=t["frames"].astype(np.float32)), "are float32"),
-    (lambda s, t: t.update(frames=t["frames"][:, :8]), r"are uint8 \(17, 8, 32, 3\)"),
+    (lambda s, t: t.pop("before"), "what is before segment 1 is none; uint8"),
+    (lambda s, t: t.update(before=t["before"].astype(np.float32)), "is float32"),
+    (lambda s, t: t.update(before=t["before"][:, :8]), r"is uint8 \(17, 8, 32, 3\)"),
     (lambda s, t: t.pop("codes"), "no tokens to go on from"),
     (lambda s, t: t.update(codes=t["codes"] + 1000), "are no state"),
     (lambda s, t: t.update(codes=t["codes"].astype(np.int32)), "its codes are int32"),
@@ -425,6 +444,40 @@ def test_a_draft_is_the_tokens_decoded(pipeline: Pipeline) -> None:
 def test_without_tokens_there_is_no_preview(pipeline: Pipeline) -> None:
     with pytest.raises(OptionsError, match="a draft is made of tokens"):
         pipeline.stream(PROMPT, GenerateOptions(inject=False), preview=True)
+
+
+# -- approximations ---------------------------------------------------------------------------------------------------
+
+
+def test_reused_latents_need_no_encoder_and_wait_for_no_decoder(folder: Path, overlap: bool) -> None:
+    watched_pipeline, calls = watched(folder)
+    options = dataclasses.replace(OPTIONS, reuse_latents=True)
+    with watched_pipeline:
+        frames = joined(watched_pipeline.stream(PROMPT, options, overlap=overlap))
+        assert frames.shape[0] == 221
+        assert calls["vae_encoder"] == []
+        first, later = calls["dit"][1], calls["dit"][2]   # two steps a segment
+        assert later["frame_mask"].tolist() == [False] * 5 + [True] * 15
+        assert not np.array_equal(first["latents"][:, :, 15:], later["latents"][:, :, :5])
+
+
+def test_guidance_may_end_after_some_steps(folder: Path) -> None:
+    watched_pipeline, calls = watched(folder)
+    options = GenerateOptions(num_frames=119, num_inference_steps=4, guidance_scale=3)
+    with watched_pipeline:
+        whole = watched_pipeline.generate(PROMPT, options).frames
+        assert [len(c["guidance_weights"]) for c in calls["dit"]] == [2] * 8
+        calls["dit"].clear()
+        some = watched_pipeline.generate(PROMPT, dataclasses.replace(options, guided_steps=1)).frames
+        assert [len(c["guidance_weights"]) for c in calls["dit"]] == [2, 1, 1, 1] * 2
+        assert [c["caption_kv"].shape[2] for c in calls["dit"]] == [2, 1, 1, 1] * 2
+        assert len(calls["caption"]) == 3, "each made once a prompt"
+        none = watched_pipeline.generate(PROMPT, dataclasses.replace(options, guided_steps=0)).frames
+        alone = watched_pipeline.generate(PROMPT, dataclasses.replace(options, guidance_scale=1)).frames
+        all_of_them = watched_pipeline.generate(PROMPT, dataclasses.replace(options, guided_steps=9)).frames
+    assert np.array_equal(none, alone)
+    assert np.array_equal(all_of_them, whole)
+    assert not np.array_equal(some, whole)
 
 
 # -- what is told ----------------------------------------------------------------------------------------------------
