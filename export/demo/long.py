@@ -22,7 +22,7 @@ from rich.table import Table
 from arlon_rt.options import GenerateOptions
 from arlon_rt.segments import plan
 from demo.captions import canonical
-from demo.measure import positions
+from demo.measure import measure, positions
 from demo.model import add_model_options, open_pipeline
 from demo.scene import FPS, Scene
 from demo.score import ATTRIBUTES, both_kinds, windows
@@ -59,6 +59,16 @@ def joins(frames: Pixels, starts: Sequence[int], window: int = 204) -> Joins:
         else:
             steps.append(step[start - 1] / max(float(np.nanmedian(step[near])), MIN_STEP))
     return Joins(steps=np.array(steps), changes=np.array(changes), lost=lost)
+
+
+def off_colour(frames: Pixels, seconds: int = 10) -> NDArray[np.float64]:
+    """Share of the frames of each window (window,) whose own colour has another name than the window's.
+
+    A flash of another colour does not change what a window is scored as; this shows it. 1 where no object is seen.
+    """
+    length = seconds * FPS
+    seen = [measure(frames[start : start + length]) for start in range(0, len(frames), length)]
+    return np.array([1.0 if window is None else 1 - window.steady for window in seen])
 
 
 def _wrapped(length: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -110,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--switch", action="store_true", help=f"change the prompt every {SWITCH_SECONDS} seconds")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args(argv)
-    marks, at_joins = [], []
+    marks, at_joins, flashes = [], [], []
     with open_pipeline(args) as pipeline:
         segments = plan(args.seconds * FPS, pipeline.bundle.model)
         for i, scene in enumerate(track(both_kinds(args.prompts, args.seed), description="videos")):
@@ -118,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             options = GenerateOptions(num_frames=args.seconds * FPS, num_inference_steps=args.steps, seed=args.seed + i)
             frames = pipeline.generate(story.prompts(), options).frames
             marks.append([[mark[a] for a in ATTRIBUTES] for mark in windows(frames, story.at)])
+            flashes.append(off_colour(frames))
             at_joins.append(joins(frames, [segment.frames.start for segment in segments[1:]]))
     shares = np.array(marks, np.float64).mean(axis=0)
     steps, changes = (np.concatenate([getattr(j, name) for j in at_joins]) for name in ("steps", "changes"))
@@ -125,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "joins": len(changes), "lost": sum(j.lost for j in at_joins),
         "steps_within_1.5_medians": float((steps <= 1.5).mean()), "largest_step": float(steps.max()),
         "changes_within_2_medians": float((changes <= 2).mean()), "largest_change": float(changes.max()),
+        "frames_in_another_colour": float(np.mean(flashes)),
     }
     console = Console(width=120)
     console.print(table(shares, args.seconds))

@@ -41,8 +41,12 @@ class Setting:
     inject: bool = True
     tokens_of_another: bool = False
     """Tokens written for another prompt, one with another motion; that one's scene is what is looked for."""
+    draft: bool = False
+    """The preview: the tokens decoded as they are."""
 
     def __str__(self) -> str:
+        if self.draft:
+            return "draft"
         rest = "" if self.inject else ", no injection"
         return f"{self.steps} steps{rest}{', held to the prompt of their tokens' if self.tokens_of_another else ''}"
 
@@ -162,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-injection", action="store_true", help="also run each step count without injection")
     parser.add_argument("--tokens-of-another", action="store_true",
                         help="also give each prompt the tokens of another one and look for what the tokens say")
+    parser.add_argument("--draft", action="store_true", help="also look at the draft that a preview shows")
     parser.add_argument("--num-frames", type=int, default=68)
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--seed", type=int, default=0)
@@ -187,7 +192,8 @@ def _generate_all(args: argparse.Namespace) -> dict[Setting, list[Result]]:
     kinds = [(True, False), *[(False, False)] * args.no_injection, *[(True, True)] * args.tokens_of_another]
     runs: dict[Setting, list[Result]] = {}
     with open_pipeline(args) as pipeline:
-        for setting in (Setting(steps, *kind) for kind in kinds for steps in args.steps or [10]):
+        settings = [Setting(steps, *kind) for kind in kinds for steps in args.steps or [10]]
+        for setting in [*settings, *[Setting(1, draft=True)] * args.draft]:
             others = donors(scenes) if setting.tokens_of_another else None
             generate = _generator(pipeline, args, setting, others)
             runs[setting] = evaluate(generate, track(scenes, description=str(setting)), args.seed, others)
@@ -203,6 +209,9 @@ def _generator(
     def generate(prompt: str, seed: int) -> Pixels:
         options = GenerateOptions(num_frames=args.num_frames, num_inference_steps=setting.steps, seed=seed,
                                   guidance_scale=args.guidance_scale, inject=setting.inject)
+        if setting.draft:
+            chunks = pipeline.stream(prompt, options, preview=True)
+            return np.concatenate([chunk.frames for chunk in chunks if chunk.draft])
         tokens = pipeline.tokens(canonical(others[seed - args.seed]), options) if others else None
         frames: Pixels = pipeline.generate(prompt, options, tokens=tokens).frames
         return frames

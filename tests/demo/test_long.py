@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from demo.gallery import mosaic, write_gif
-from demo.long import Story, joins
+from demo.long import Story, joins, off_colour
 from demo.measure import positions
 from demo.report import donors
+from demo.scene import Combination
 from demo.score import both_kinds
 from demo.world import render, sample_scene
 
@@ -48,6 +49,16 @@ def test_a_jump_a_flash_and_a_gap_are_found():
     assert found.steps[0] > 1.5
     assert found.changes[1] > 2
     assert found.lost == 1
+
+
+def test_a_flash_of_another_colour_is_seen_in_its_window_alone():
+    red = render(sample_scene(np.random.default_rng(0), Combination("red", "circle", "right")), 480)
+    yellow = render(sample_scene(np.random.default_rng(0), Combination("yellow", "circle", "right")), 480)
+    flashing = red.copy()
+    flashing[20:44] = yellow[20:44]
+    assert off_colour(red).tolist() == [0, 0]
+    assert off_colour(flashing).tolist() == pytest.approx([0.1, 0])
+    assert off_colour(np.zeros_like(red)).tolist() == [1, 1]
 
 
 def test_a_story_changes_every_20_seconds_and_leaves_the_background_unsaid():
