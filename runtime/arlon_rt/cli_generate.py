@@ -20,7 +20,7 @@ from arlon_rt.sinks import PIPE, check_sink
 if TYPE_CHECKING:
     pass
 
-OF_ANY_RUN = ("output", "resume", "preview", "bundle", "device", "quiet", "json", "crf", "effort")
+OF_ANY_RUN = ("output", "resume", "preview", "bundle", "device", "quiet", "json", "crf", "effort", "overlap")
 """Arguments that may be given with --resume, or have a default that is not None."""
 
 
@@ -49,6 +49,10 @@ class Generate:
         )
         parser.add_argument(
             "--preview", metavar="FILE.mp4", help="also write each segment's draft, as soon as it is there"
+        )
+        parser.add_argument(
+            "--overlap", action="store_true",
+            help="draft, denoise and decode different segments at once, on three threads; the frames are the same",
         )
         add_options(parser)
         add_backend(parser)

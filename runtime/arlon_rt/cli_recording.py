@@ -44,6 +44,7 @@ class Recording:
     ) -> None:
         self.output: str = args.output
         self.preview: str | None = args.preview
+        self.overlap: bool = args.overlap
         self.quality = Quality(crf=args.crf, effort=args.effort)
         self.snapshot_path = snapshot_of(self.output)
         self.options = options
@@ -93,7 +94,9 @@ class Recording:
     def record(self, pipeline: Pipeline, on_event: Callable[[Event], None]) -> None:
         """Write each chunk as it is made. The file is opened at the first one, whose size it takes."""
         self._loaded, self.precision = time.perf_counter(), pipeline.precision
-        told: dict[str, Any] = {"on_event": on_event, "preview": self.preview is not None}
+        told: dict[str, Any] = {
+            "on_event": on_event, "preview": self.preview is not None, "overlap": self.overlap,
+        }
         if self.resumed_from:
             generation = pipeline.resume(self.resumed_from, **told)
         else:
@@ -150,6 +153,7 @@ class Recording:
         """What to type to go on."""
         named = ["--bundle", str(bundle)] if bundle else []
         named += ["--preview", self.preview] if self.preview else []
+        named += ["--overlap"] if self.overlap else []
         named += ["--crf", str(self.quality.crf)] if self.quality.crf is not None else []
         named += ["--effort", self.quality.effort] if self.quality != Quality(crf=self.quality.crf) else []
         return shlex.join(["arlon-rt", "generate", "--resume", "-o", self.output, *named])

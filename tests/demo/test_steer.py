@@ -1,5 +1,7 @@
 """Steering measured: the pixels after a new prompt are held to the new scene, those before are not looked at."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -29,7 +31,7 @@ class Obedient:
 
     def __iter__(self):
         bounds = [0, FIRST, *(FIRST + (i + 1) * LATER for i in range(SEGMENTS))]
-        for i, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for i, (start, end) in enumerate(itertools.pairwise(bounds)):
             yield Chunk(self.frames[start:end], start, i, True)
 
 

@@ -220,6 +220,21 @@ def test_kept_frames_pass_through_bit_for_bit_and_are_seen_as_clean() -> None:
     assert not torch.allclose(out[:, :, 2:], all_new[:, :, 2:], atol=1e-4)
 
 
+def test_an_all_true_mask_is_no_mask_bit_for_bit() -> None:
+    """Of the two times a row has, 0 for kept frames and its own, the first is not read at all."""
+    module = seeded()
+    expected = run_velocity(module)
+    usual = module.t_embedder.forward
+
+    def kept_frames_are_poison(values: Tensor) -> Tensor:
+        return usual(values).masked_fill((values == 0)[:, None], float("nan"))
+
+    module.t_embedder.forward = kept_frames_are_poison
+    assert torch.equal(run_velocity(module), expected)
+    some_kept = torch.tensor([[False, True, True, True]] * 2)
+    assert run_velocity(module, frame_mask=some_kept).isnan().any()
+
+
 def test_newly_active_frames_are_noised_to_the_timestep_first() -> None:
     module, inputs = seeded(), velocity_inputs()
     graph_inputs = step_inputs(module, inputs, (1.0,))
