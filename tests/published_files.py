@@ -30,7 +30,10 @@ AR = ARConfig(
     num_codes=20, hidden_size=32, num_layers=1, num_heads=16, ffn_size=24, text_dim=16, grid=(3, 2, 2),
     max_length=25, max_top_k=20,
 )
-VQ = VQConfig(num_codes=20, code_dim=8, stride=(4, 8, 8), channels=(32, 32, 32), num_res_blocks=1, norm_groups=32)
+VQ = VQConfig(
+    num_codes=20, code_dim=8, stride=(4, 8, 8), channels=(32, 32, 32), num_res_blocks=1, norm_groups=32,
+    has_encoder=True,
+)
 GUIDED = ModelConfig(
     text=TextConfig(
         vocab_size=64, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, max_length=12,

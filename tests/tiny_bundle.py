@@ -35,7 +35,7 @@ TINY = ModelConfig(
         num_codes=16, hidden_size=16, num_layers=2, num_heads=2, ffn_size=16, text_dim=16, grid=(6, 2, 2),
         max_length=90, max_top_k=8,
     ),
-    vq=VQConfig(num_codes=16, code_dim=4, stride=(4, 2, 2), channels=(8, 8), norm_groups=4),
+    vq=VQConfig(num_codes=16, code_dim=4, stride=(4, 2, 2), channels=(8, 8), norm_groups=4, has_encoder=True),
     dit=DiTConfig(hidden_size=16, depth=2, num_heads=2, caption_channels=16, model_max_length=60),
     injection=InjectionConfig(layers=(0,)),
     vae=VAEConfig(

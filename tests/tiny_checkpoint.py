@@ -33,7 +33,10 @@ def tiny_model() -> ModelConfig:
             num_codes=32, hidden_size=16, num_layers=2, num_heads=2, ffn_size=32, text_dim=16,
             grid=(6, 3, 4), max_length=96, max_top_k=8,
         ),
-        vq=VQConfig(num_codes=32, code_dim=8, stride=(2, 2, 2), channels=(8, 8), num_res_blocks=1, norm_groups=4),
+        vq=VQConfig(
+            num_codes=32, code_dim=8, stride=(2, 2, 2), channels=(8, 8), num_res_blocks=1, norm_groups=4,
+            has_encoder=True,
+        ),
         dit=DiTConfig(hidden_size=16, depth=1, num_heads=2, caption_channels=16, model_max_length=16),
         injection=InjectionConfig(layers=(0,)),
         vae=VAEConfig(

@@ -143,6 +143,25 @@ def _vq_decoder(c: ModelConfig) -> str:
     """)
 
 
+def _vq_encoder(c: ModelConfig) -> str:
+    """The code whose share of all codes the first value of its block is; undoes `_vq_decoder`."""
+    assert c.vq
+    st, sh, sw = c.vq.stride
+    return (
+        _ints("axes", 1, 2, 3, 4) + _ints("begin", 0, 0, 0, 0) + _ints("end", 1, *(3 * (1 << 30,)))
+        + _ints("step", 1, st, sh, sw)
+        + _ints("channel", 1) + _ints("all", c.vq.num_codes) + f"""
+        corner = Slice (latents, begin, end, axes, step)
+        alone = Squeeze (corner, channel)
+        share = Sub (alone, offset)
+        size = Constant <value = float {{{c.vq.num_codes}.0}}> ()
+        scaled = Mul (share, size)
+        whole = Round (scaled)
+        codes = Cast <to = 7> (whole)
+        tokens = Mod (codes, all)
+    """)
+
+
 def _caption(c: ModelConfig) -> str:
     """Keys and values: the first head_dim channels of the text, or of zeros where ``use_null``."""
     d = c.dit
@@ -277,5 +296,6 @@ def _vae_encoder(c: ModelConfig) -> str:
 
 _BODIES = {
     "text_encoder": _text_encoder, "ar_prefix": _ar_prefix, "ar_step": _ar_step, "vq_decoder": _vq_decoder,
+    "vq_encoder": _vq_encoder,
     "caption": _caption, "semantic": _semantic, "dit": _dit, "vae_decoder": _vae_decoder, "vae_encoder": _vae_encoder,
 }

@@ -114,6 +114,7 @@ def vq_config(path: Path, found: StateDict, assumed: VQAssumptions) -> tuple[VQC
         channels=tuple(shapes.width(f"encoder.stages.{i}.0.bias") for i in range(stages)),
         num_res_blocks=shapes.count("encoder.stages.0.") - 1,  # number 0 is the strided convolution
         norm_groups=assumed.norm_groups, latent_channels=shapes.width("decoder.conv_out.bias"),
+        has_encoder=True,
     ), _note(shapes, "vq")
 
 

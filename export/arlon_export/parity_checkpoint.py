@@ -128,8 +128,9 @@ def record(
 
     asked = prompt or (LONG if checkpoint.model.text.max_length >= LONG_FROM else SHORT)
     with torch_pipeline(checkpoint.model, network, checkpoint.tokenizer, checkpoint.defaults, take) as pipeline:
-        for _ in pipeline.stream(asked, options):
-            pass
+        frames = [chunk.frames for chunk in pipeline.stream(asked, options)]
+        if checkpoint.model.vq and checkpoint.model.vq.has_encoder:
+            pipeline.tokens_of(np.concatenate(frames))
     return found
 
 

@@ -66,6 +66,8 @@ _BUCKETS = _Reason(*(
     "logarithm that sorts distances into buckets: a rounded border moves a distance to its neighbour",
 ) * 2)
 
+_NEAREST = _Reason(*("nearest code: equal rounding decides between codes, and distances are differences of sums",) * 2)
+
 _KEPT: Mapping[str, Mapping[str, tuple[_Reason, ...]]] = {
     "text_encoder": {
         "RMSNormalization": (_NORM,), "Gelu": (_FEED_FORWARD,), "MatMul": (_FEED_FORWARD,), "Add": (_FEED_FORWARD,),
@@ -82,6 +84,7 @@ _KEPT: Mapping[str, Mapping[str, tuple[_Reason, ...]]] = {
     "vae_decoder": {
         "Mul": (_NORMALISATION, _LEVELS), "Add": (_NORMALISATION, _LEVELS), "Clip": (_LEVELS,), "Round": (_LEVELS,),
     },
+    "vq_encoder": dict.fromkeys(("Mul", "ReduceSum", "Sub", "MatMul", "Gemm", "Pow"), (_NEAREST,)),
     "vae_encoder": {"Div": (_NORMALISATION, _LEVELS), "Sub": (_NORMALISATION, _LEVELS)},
 }
 """graph -> operator type -> why some nodes of that type stay in fp32 in a half-precision set. Nothing else may."""

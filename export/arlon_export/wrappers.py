@@ -38,6 +38,7 @@ _CALLS: dict[str, Callable[..., Sequence[Tensor]]] = {
     "ar_prefix": lambda network, text, *caches: network.prefix(text, list(caches)),
     "ar_step": _ar_step,
     "vq_decoder": lambda network, tokens: (network.decode(tokens),),
+    "vq_encoder": lambda network, latents: (network.encode_whole(latents),),
     "caption": lambda network, *inputs: (network.caption_kv(*inputs),),
     "semantic": lambda network, coarse: (network.semantic(coarse),),
     "dit": lambda network, *inputs: (network.step(*inputs),),

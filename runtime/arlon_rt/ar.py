@@ -188,7 +188,7 @@ class TokenStream:
         )
 
     def check(self, state: TokenState | None, code_frames: int) -> None:
-        """Hold a state from outside to a stream that has written this many code-frames.
+        """Hold a state from outside to a stream that has written this many code-frames, the last one perhaps not.
 
         Raises:
             OptionsError: it does not fit.
@@ -197,9 +197,11 @@ class TokenStream:
         if state is None:
             raise OptionsError("there are no tokens to go on from")
         after = state.dropped + len(state.codes)
+        written = after // self._area
         fits = (
-            after == code_frames * self._area and 0 <= state.dropped <= state.window <= after
-            and after - state.window <= most and 0 <= state.context <= after - state.window
+            after % self._area == 0 and code_frames - 1 <= written <= code_frames
+            and 0 <= state.dropped <= state.window <= after and after - state.window <= most
+            and 0 <= state.context <= after - state.window
             and (state.fed == 0 or 1 + state.context <= state.fed <= 1 + after - state.window)
         )
         if not fits or not all(0 <= code < self._model.config.num_codes for code in state.codes):
@@ -207,6 +209,10 @@ class TokenStream:
                 f"{len(state.codes)} tokens from {state.dropped} on, {state.fed} of them fed in a window at "
                 f"{state.window}, are no state of a stream of {code_frames} code-frames"
             )
+
+    def after(self, tokens: NDArray[np.int64]) -> TokenState:
+        """The state of a stream that has written these tokens (1, code_frame, height, width), and fed none."""
+        return TokenState(codes=tuple(tokens.flatten().tolist()), dropped=0, window=0, context=0, fed=0)
 
     def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
         """Go on from ``state`` of a stream like this one, whose last `extend` had these ``texts``.

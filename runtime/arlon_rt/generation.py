@@ -75,7 +75,7 @@ class Boundary:
     """The next one."""
     before: NDArray[Any] | None = None
     """The last chunk before it, frames (frame, height, width, 3) or, where they are reused, its latents (1, channel,
-    latent, height, width); ``None`` at the start."""
+    latent, height, width); at the start ``None``, or one frame that the video begins with."""
     tokens: TokenState | None = None
 
 
@@ -95,8 +95,9 @@ def check_boundary(boundary: Boundary, request: Request, model: ModelConfig) -> 
     frames = vae.chunk_frames, unit * view.latent_height, unit * view.latent_width, 3
     latents = 1, model.dit.in_channels, vae.chunk_latents, view.latent_height, view.latent_width
     fits = f"float32 {latents}" if request.options.reuse_latents else f"uint8 {frames}"
+    image = f"uint8 {(1, *frames[1:])}"
     found = "none" if boundary.before is None else f"{boundary.before.dtype} {boundary.before.shape}"
-    if found != (fits if kept else "none"):
+    if found not in ((fits,) if kept else ("none", image)):
         raise OptionsError(f"what is before segment {boundary.segment} is {found}; {fits if kept else 'none'} fits")
     if boundary.before is not None and not np.isfinite(boundary.before).all():
         raise OptionsError(f"what is before segment {boundary.segment} is not finite")
@@ -271,8 +272,8 @@ class Work:
             yield _Draft(segment=segment, text=text, coarse=coarse, tokens=source.state() if source else None)
 
     def _restore(self, source: TokenSource, state: TokenState) -> None:
-        """Bring the token model to where it was after the segment before."""
-        last = self.request.segments[self.boundary.segment - 1]
+        """Bring the token model to where it was after the segment before, or after what the video begins with."""
+        last = self.request.segments[max(0, self.boundary.segment - 1)]
         prompt = self.script.timeline.at(last.middle(self.request.options.fps))
         text = self.stages.text_encoder.encode(self._told(prompt))
         with self._timed("ar"):
@@ -340,11 +341,11 @@ class Work:
         shape = 1, channels, len(segment.latents), view.latent_height, view.latent_width
         latents = noise.normal(self.request.options.seed, "latents", segment.index, shape)
         mask = np.ones(len(segment.latents), np.float32)
-        if segment.kept and before is not None:
+        if before is not None:
             with self._timed("vae"):
-                reused = self.request.options.reuse_latents
-                latents[:, :, : segment.kept] = before if reused else self.stages.vae_encoder.encode(before)
-            mask[: segment.kept] = 0
+                kept = before if before.dtype == np.float32 else self.stages.vae_encoder.encode(before)
+            latents[:, :, : kept.shape[2]] = kept
+            mask[: kept.shape[2]] = 0
         return latents, mask
 
     def _steps(self, segment: Segment, mask: NDArray[np.float32]) -> list[flow.Step]:

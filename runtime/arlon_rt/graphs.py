@@ -130,25 +130,42 @@ def ar_step(c: ModelConfig) -> GraphSpec:
     )
 
 
+def _code_axes(c: ModelConfig) -> tuple[Axis, ...]:
+    assert c.vq
+    st, sh, sw = c.vq.stride
+    height, width = _space(c, c.vae.space_stride * sh, "code_height", "code_width")
+    frames = math.ceil(segment_latents(c) / st)
+    return (
+        Axis(name="code_frame", min=1, opt=frames, max=frames + 1), height, width,
+        Axis(name="coarse_frame", min=st, opt=st * frames, max=st * (frames + 1)),
+        Axis(name="coarse_height", min=sh * height.min, opt=sh * height.opt, max=sh * height.max),
+        Axis(name="coarse_width", min=sw * width.min, opt=sw * width.opt, max=sw * width.max),
+    )
+
+
 def vq_decoder(c: ModelConfig) -> GraphSpec:
     """Tokens -> coarse latents (normalised, cropped by the host to the video's latents); once a segment."""
     assert c.vq
-    st, sh, sw = c.vq.stride
-    unit = c.vae.space_stride
-    height, width = _space(c, unit * sh, "code_height", "code_width")
-    frames = math.ceil(segment_latents(c) / st)
     return GraphSpec(
         name="vq_decoder", network="vq",
         inputs=(_tensor("tokens", "int64", 1, "code_frame", "code_height", "code_width"),),
         outputs=(
             _tensor("coarse", "float32", 1, c.vq.latent_channels, "coarse_frame", "coarse_height", "coarse_width"),
         ),
-        axes=(
-            Axis(name="code_frame", min=1, opt=frames, max=frames + 1), height, width,
-            Axis(name="coarse_frame", min=st, opt=st * frames, max=st * (frames + 1)),
-            Axis(name="coarse_height", min=sh * height.min, opt=sh * height.opt, max=sh * height.max),
-            Axis(name="coarse_width", min=sw * width.min, opt=sw * width.opt, max=sw * width.max),
+        axes=_code_axes(c),
+    )
+
+
+def vq_encoder(c: ModelConfig) -> GraphSpec:
+    """Normalised latents, padded by the host to whole codes -> tokens; conditioning on clips only."""
+    assert c.vq
+    return GraphSpec(
+        name="vq_encoder", network="vq",
+        inputs=(
+            _tensor("latents", "float32", 1, c.vq.latent_channels, "coarse_frame", "coarse_height", "coarse_width"),
         ),
+        outputs=(_tensor("tokens", "int64", 1, "code_frame", "code_height", "code_width"),),
+        axes=_code_axes(c),
     )
 
 
@@ -286,7 +303,7 @@ def graph_specs(c: ModelConfig) -> dict[str, GraphSpec]:
     if c.ar:
         specs += [ar_prefix(c), ar_step(c)]
     if c.vq:
-        specs.append(vq_decoder(c))
+        specs += [vq_decoder(c), *([vq_encoder(c)] if c.vq.has_encoder else [])]
     specs.append(caption(c))
     if c.injection:
         specs.append(semantic(c))

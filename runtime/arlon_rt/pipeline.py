@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.ar import GivenTokens, Sampling, TokenSource
+from arlon_rt.ar import GivenTokens, Sampling, TokenSource, TokenStream
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.dit import View
 from arlon_rt.errors import ArlonError, OptionsError
@@ -92,7 +92,8 @@ class Pipeline:
 
     def stream(
         self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
-        on_event: OnEvent | None = None, overlap: bool = False, preview: bool = False,
+        after: NDArray[np.uint8] | None = None, on_event: OnEvent | None = None, overlap: bool = False,
+        preview: bool = False,
     ) -> Generation:
         """Make a video and hand out its frames as they are made, in memory that does not grow with its length.
 
@@ -104,6 +105,10 @@ class Pipeline:
             options: what else is asked for.
             tokens: (code_frame, row, column), as `tokens` makes them; injected in place of those the token model
                 would write.
+            after: frames (frame, height, width, 3) that are there already, of the video's own size and rate. A single
+                one is an image that the video begins with. 17 or more are a clip that it continues; up to 68 of its
+                last frames are looked at, `Chunk.index` counts on from their end, and prompts and ``num_frames`` are
+                about what is new.
             on_event: called with each event, one at a time; what it raises ends the generation. With ``overlap`` it
                 is called on the threads that work, else on the one that iterates.
             overlap: draft the next segment and decode the last one while one is denoised, on three threads. The
@@ -114,8 +119,11 @@ class Pipeline:
         Raises:
             OptionsError: a prompt, an option or the tokens cannot be used.
         """
-        request = self._request(prompt, options, tokens)
-        return self._generation(request, BEGINNING, on_event, overlap=overlap, preview=preview)
+        if after is None:
+            request, start = self._request(prompt, options, tokens), BEGINNING
+        else:
+            request, start = self._continuation(prompt, options, tokens, np.asarray(after))
+        return self._generation(request, start, on_event, overlap=overlap, preview=preview)
 
     def resume(
         self, snapshot: Snapshot | str | os.PathLike[str], *, on_event: OnEvent | None = None, overlap: bool = False,
@@ -168,6 +176,21 @@ class Pipeline:
         with self._one_at_a_time():
             return work.tokens(source, self._code_size(request.view))
 
+    def tokens_of(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The tokens (code_frame, row, column) of a clip (frame, height, width, 3), to be rendered anew.
+
+        Given to `stream` with another prompt, what moves how stays and how it looks is the prompt's.
+
+        Raises:
+            OptionsError: the bundle has no tokens, or the frames are no clip.
+        """
+        encoder = self._stages.vq_encoder
+        if encoder is None:
+            raise OptionsError("this bundle cannot turn frames into tokens: it has no graph vq_encoder")
+        with self._one_at_a_time():
+            tokens: NDArray[np.int64] = encoder.encode(self._stages.vae_encoder.encode_clip(checked_frames(frames)))[0]
+            return tokens
+
     @property
     def precision(self) -> str:
         """The precision set that runs, e.g. ``"fp32"``."""
@@ -204,6 +227,45 @@ class Pipeline:
             )
 
         return Generation(work, self._one_at_a_time(), snapshot)
+
+    def _continuation(
+        self, prompt: Prompts, options: GenerateOptions, tokens: NDArray[np.integer] | None, frames: NDArray[np.uint8]
+    ) -> tuple[Request, Boundary]:
+        """The request as that of a whole video which begins with what is there, and where its work begins."""
+        if tokens is not None:
+            raise OptionsError("tokens and after are both given; a video that goes on writes its own tokens")
+        resolved, model = options.resolved(self.bundle), self.bundle.model
+        chunk, stages = model.vae.chunk_frames, self._stages
+        frames, view = checked_frames(frames), self._view(resolved)
+        size = view.latent_height * model.vae.space_stride, view.latent_width * model.vae.space_stride
+        if frames.shape[1:3] != size or (1 < len(frames) < chunk):
+            raise OptionsError(f"after has shape {frames.shape}; (frame, {size[0]}, {size[1]}, 3) is needed, with one "
+                               f"frame, or {chunk} and more")
+        image = len(frames) == 1
+        used = min(len(frames) // chunk * chunk, model.video.segment_frames)
+        if not image:
+            frames = frames[-used:]
+            new = dataclasses.asdict(resolved) | {
+                "num_frames": used + resolved.num_frames, "first_segment_frames": used,
+            }
+            options, prompt = GenerateOptions(**new), Timeline.of(prompt).delayed(used / resolved.fps)
+        request = self._request(prompt, options, None)
+        written = None
+        if isinstance(request.tokens, TokenStream):
+            if stages.vq_encoder is None:
+                raise OptionsError(
+                    "this bundle cannot go on from frames: it has no graph vq_encoder to turn them into tokens; set "
+                    "inject to False, or export it with vq.has_encoder"
+                )
+            assert model.vq
+            # an image stands still for a chunk; the code that it shares with what is to come is the model's to write
+            latents = stages.vae_encoder.encode_clip(np.repeat(frames, chunk, axis=0) if image else frames)
+            known = 1 if image else latents.shape[2] // model.vq.stride[0]
+            written = request.tokens.after(stages.vq_encoder.encode(latents)[:, :known])
+        before: NDArray[Any] = frames[-chunk:]
+        if resolved.reuse_latents and not image:
+            before = stages.vae_encoder.encode(before)
+        return request, Boundary(segment=0 if image else 1, before=before, tokens=written)
 
     def _request(
         self, prompt: Prompts, options: GenerateOptions, tokens: NDArray[np.integer] | None
@@ -261,3 +323,14 @@ class Pipeline:
                 yield
             finally:
                 self._owner = 0
+
+
+def checked_frames(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Frames from outside.
+
+    Raises:
+        OptionsError: they are not uint8 (frame, height, width, 3), or there is none.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise OptionsError(f"frames are {frames.dtype} {frames.shape}; uint8 (frame, height, width, 3) is expected")
+    return frames

@@ -11,19 +11,20 @@ from arlon_rt.ar import TokenModel
 from arlon_rt.backends.session import Session, open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.dit import Denoiser
-from arlon_rt.graphs import graph_specs
+from arlon_rt.graphs import graph_specs, segment_latents
 from arlon_rt.text import TextEncoder, Tokenizer
 from arlon_rt.vae import VAEDecoder, VAEEncoder
-from arlon_rt.vqvae import VQDecoder
+from arlon_rt.vqvae import VQDecoder, VQEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """Every stage; `token_model` and `vq_decoder` are ``None`` in baseline mode."""
+    """Every stage; `token_model`, `vq_decoder` and `vq_encoder` are ``None`` where the bundle has none."""
 
     text_encoder: TextEncoder
     token_model: TokenModel | None
     vq_decoder: VQDecoder | None
+    vq_encoder: VQEncoder | None
     denoiser: Denoiser
     vae_encoder: VAEEncoder
     vae_decoder: VAEDecoder
@@ -55,6 +56,8 @@ class Stages:
             ),
             token_model=TokenModel(sessions["ar_prefix"], sessions["ar_step"], model.ar) if model.ar else None,
             vq_decoder=VQDecoder(sessions["vq_decoder"], model.vq) if model.vq else None,
+            vq_encoder=VQEncoder(sessions["vq_encoder"], model.vq, segment_latents(model))
+            if model.vq and model.vq.has_encoder else None,
             denoiser=Denoiser(
                 sessions["caption"], sessions.get("semantic"), sessions["dit"], model,
                 published_tables=model.dit.precision_tables == "bf16" and precision != "fp32",

@@ -94,6 +94,12 @@ class Timeline:
                 )
         return self if by_time else Timeline(tuple((begin[int(index)], prompt) for index, prompt in self.entries))
 
+    def delayed(self, seconds: float) -> Timeline:
+        """The same for a video before which so much is shown already, a segment of its own."""
+        by = seconds if self.unit == "seconds" else 1
+        first, *later = self.entries
+        return Timeline((first, *((start + by, prompt) for start, prompt in later)), self.unit)
+
     def at(self, start: float) -> str:
         """The prompt that holds at a time of the video (or in a segment, where that is the unit)."""
         return self._entry_at(start)[1]

@@ -65,6 +65,12 @@ class VAEEncoder:
     def __init__(self, session: Session, config: VAEConfig) -> None:
         self._session, self._config = session, config
 
+    def encode_clip(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Latents (1, channel, frame, height, width) of a clip of any length, chunk by chunk."""
+        size = self._config.chunk_frames
+        chunks = [self.encode(frames[start : start + size]) for start in range(0, len(frames), size)]
+        return np.concatenate(chunks, axis=2)
+
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Latents (1, channel, frame, height, width), the posterior means of one chunk (frame, height, width, 3)."""
         index = encoder_frame_index(len(frames), self._config)

@@ -1,4 +1,4 @@
-"""The latent VQ-VAE's decoder: a segment's tokens become its coarse latents (spec 2)."""
+"""The latent VQ-VAE: a segment's tokens become its coarse latents, a clip's latents become tokens (spec 2)."""
 
 from __future__ import annotations
 
@@ -34,3 +34,31 @@ class VQDecoder:
         coarse: NDArray[np.float32] = np.asarray(self._session.run({"tokens": tokens})["coarse"])
         wanted = segment.latents_of_codes(self.config.stride[0])
         return np.ascontiguousarray(coarse[:, :, wanted, :latent_height, :latent_width])
+
+
+class VQEncoder:
+    """The opened graph ``vq_encoder``."""
+
+    def __init__(self, session: Session, config: VQConfig, window: int) -> None:
+        """``window`` latents are a segment, the most that is encoded at a time."""
+        self._session, self.config, self._window = session, config, window
+
+    def encode(self, latents: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Tokens (1, code_frame, row, column) of a clip's latents (1, channel, frame, height, width).
+
+        Sizes that the stride does not divide are padded by repeating the last frame, row or column. Longer clips are
+        encoded window by window, each with the codes before it in sight.
+        """
+        stride = self.config.stride
+        padding = [(0, -size % s) for size, s in zip(latents.shape[2:], stride, strict=True)]
+        padded = np.pad(latents, ((0, 0), (0, 0), *padding), mode="edge")
+        most, total = math.ceil(self._window / stride[0]), padded.shape[2] // stride[0]
+        found: list[NDArray[np.int64]] = []
+        start = done = 0
+        while done < total:
+            stop = min(start + most, total)
+            window = np.ascontiguousarray(padded[:, :, start * stride[0] : stop * stride[0]])
+            tokens = np.asarray(self._session.run({"latents": window})["tokens"])
+            found.append(tokens[:, done - start :])
+            done, start = stop, max(0, stop - most // 2)
+        return np.concatenate(found, axis=1)

@@ -116,8 +116,8 @@ def test_graphs_run_no_more_often_than_needed(folder: Path) -> None:
     counts = {name: len(fed) for name, fed in calls.items()}
     tokens = 9 * 4  # 35 latents are 9 code-frames of 2 x 2
     assert counts == {
-        "text_encoder": 1, "ar_prefix": 1, "ar_step": tokens, "vq_decoder": 2, "caption": 1, "semantic": 2, "dit": 6,
-        "vae_encoder": 1, "vae_decoder": 7,
+        "text_encoder": 1, "ar_prefix": 1, "ar_step": tokens, "vq_decoder": 2, "vq_encoder": 0, "caption": 1,
+        "semantic": 2, "dit": 6, "vae_encoder": 1, "vae_decoder": 7,
     }
 
 

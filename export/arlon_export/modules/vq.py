@@ -147,8 +147,12 @@ class Codebook(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """Index (n,) of the code closest to each of the vectors (n, code_dim); Euclidean, fp32."""
         with torch.autocast(vectors.device.type, enabled=False):
-            codes = self.weight.float()
-            distances = codes.square().sum(1) - 2.0 * vectors.float() @ codes.T
+            return self.nearest_in_fp32(vectors)
+
+    def nearest_in_fp32(self, vectors: Tensor) -> Tensor:
+        """`nearest` where no autocast is about, as in a graph."""
+        codes = self.weight.float()
+        distances = codes.square().sum(1) - 2.0 * vectors.float() @ codes.T
         return distances.argmin(dim=1)
 
     @torch.no_grad()
@@ -198,6 +202,11 @@ class VQVAE(nn.Module):
         """Latents (b, latent, t, h, w) -> tokens (b, ceil(t/st), ceil(h/sh), ceil(w/sw)) int64."""
         vectors = self.vectors(latents)
         return self.codebook.nearest(vectors.flatten(0, -2)).reshape(vectors.shape[:-1])
+
+    def encode_whole(self, latents: Tensor) -> Tensor:
+        """`encode` of latents whose sizes the stride divides; the vq_encoder graph."""
+        vectors = self.encoder(latents.to(self.encoder.conv_in.weight.dtype)).float().movedim(1, -1)
+        return self.codebook.nearest_in_fp32(vectors.flatten(0, -2)).reshape(vectors.shape[:-1])
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (b, t', h', w') -> coarse latents (b, latent, st·t', sh·h', sw·w'), fp32; cropping is the caller's."""
