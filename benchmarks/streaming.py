@@ -32,9 +32,10 @@ from rich.table import Table
 
 from arlon_rt.backends.session import Array, Handle, Session
 from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.generation import Chunk, Request, Work, _Draft, _Part
+from arlon_rt.generation import Work, _Draft, _Part
 from arlon_rt.options import GenerateOptions
 from arlon_rt.pipeline import Pipeline
+from arlon_rt.request import Chunk, Request
 from arlon_rt.segments import Segment
 from arlon_rt.stages import Stages
 

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from arlon_rt.events import Progress as Progress
     from arlon_rt.events import PromptCut as PromptCut
     from arlon_rt.events import Started as Started
-    from arlon_rt.generation import Chunk as Chunk
     from arlon_rt.generation import Generation as Generation
     from arlon_rt.options import GenerateOptions as GenerateOptions
     from arlon_rt.pipeline import Pipeline as Pipeline
     from arlon_rt.pipeline import Video as Video
+    from arlon_rt.request import Chunk as Chunk
     from arlon_rt.snapshot import Snapshot as Snapshot
     from arlon_rt.timeline import Timeline as Timeline
     from arlon_rt.video import VideoWriter as VideoWriter
@@ -47,8 +47,9 @@ _HOMES = {
     ),
     "events": ("ChunkReady", "Event", "Failed", "Finished", "Progress", "PromptCut", "Started"),
     "options": ("GenerateOptions",),
-    "generation": ("Chunk", "Generation"),
+    "generation": ("Generation",),
     "pipeline": ("Pipeline", "Video"),
+    "request": ("Chunk",),
     "snapshot": ("Snapshot",),
     "timeline": ("Timeline",),
     "video": ("VideoWriter",),

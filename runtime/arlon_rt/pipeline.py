@@ -18,16 +18,9 @@ from arlon_rt.ar import GivenTokens, Sampling, TokenSource, TokenStream
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.dit import View
 from arlon_rt.errors import ArlonError, OptionsError
-from arlon_rt.generation import (
-    BEGINNING,
-    Boundary,
-    Generation,
-    OnEvent,
-    Request,
-    Work,
-    check_boundary,
-)
+from arlon_rt.generation import Generation, OnEvent, Work
 from arlon_rt.options import GenerateOptions, ResolvedOptions
+from arlon_rt.request import BEGINNING, Boundary, Request, check_boundary
 from arlon_rt.segments import Segment, plan
 from arlon_rt.snapshot import Machine, Snapshot
 from arlon_rt.stages import Stages

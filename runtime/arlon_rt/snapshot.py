@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from arlon_rt.ar import TokenState
 from arlon_rt.errors import OptionsError, OutputError
-from arlon_rt.generation import Boundary
 from arlon_rt.options import GenerateOptions
+from arlon_rt.request import Boundary
 from arlon_rt.timeline import Timeline
 
 FORMAT = "1"
