@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import signal
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -52,7 +53,8 @@ class Generate:
         )
         parser.add_argument(
             "--overlap", action="store_true",
-            help="draft, denoise and decode different segments at once, on three threads; the frames are the same",
+            help="draft, denoise and decode different segments at once; on a CPU each with half the cores' threads "
+                 "unless --threads says otherwise",
         )
         add_options(parser)
         add_backend(parser)
@@ -132,7 +134,10 @@ def make(recording: Recording, args: argparse.Namespace, stop: Stop, display: Di
         recording.note(event)
         stop.check()
 
-    machine = {"device": args.device, "precision": args.precision, "threads": args.threads}
+    threads = args.threads
+    if threads is None and args.overlap and args.device == "cpu":
+        threads = max(1, (os.cpu_count() or 1) // 2)   # more, and the stages wait for each other's cores
+    machine = {"device": args.device, "precision": args.precision, "threads": threads}
     if recording.resumed_from:
         machine = dataclasses.asdict(recording.resumed_from.machine)
     with display, Pipeline.open(recording.bundle, **machine) as pipeline:
