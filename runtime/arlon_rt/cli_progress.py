@@ -8,12 +8,13 @@ import re
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from arlon_rt.events import Event, Progress, PromptCut, Started
+from arlon_rt.events import Event, Finished, Progress, PromptCut, Stage, Started
 
-WORDS = {
+WORDS: dict[Stage, str] = {
     "text": "reading the prompt", "ar": "drafting tokens", "vq": "decoding tokens",
     "draft": "decoding the draft", "dit": "denoising",
     "vae": "decoding frames", "video": "writing frames",
@@ -37,7 +38,7 @@ class StageClock:
     """Seconds spent in each stage: the time between two events belongs to the stage the second one reports."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[Stage, float] = {}
         self._last = time.perf_counter()
 
     def note(self, event: Event) -> None:
@@ -77,23 +78,27 @@ class Lines(Quiet):
         self._seconds_between = seconds_between
         self._segments = 1
         self._clock = StageClock()
-        self._printed = time.perf_counter()
+        self._overlap = False
+        self._begun = self._printed = time.perf_counter()
 
     def show(self, event: Event) -> None:
         self._clock.note(event)
         if isinstance(event, Started):
-            self._segments = event.segments
+            self._segments, self._overlap, self._begun = event.segments, event.overlap, time.perf_counter()
             self._print(describe_start(event))
         elif isinstance(event, PromptCut):
             self._print(describe_cut(event))
         elif isinstance(event, Progress):
             place = f"segment {event.segment + 1}/{self._segments}: "
             if event.stage == "vae" and event.done == event.total:
-                seconds = self._clock.seconds
-                self._print(place + ", ".join(f"{WORDS[s]} {seconds[s]:.1f} s" for s in WORDS if s in seconds))
-                seconds.clear()
+                spent = describe_seconds(self._clock.seconds)
+                done = f"done {time.perf_counter() - self._begun:.1f} s after the start"
+                self._print(place + (done if self._overlap else spent))
+                self._clock.seconds.clear()
             elif time.perf_counter() - self._printed >= self._seconds_between:
                 self._print(f"{place}{WORDS[event.stage]} {event.done}/{event.total}")
+        elif isinstance(event, Finished) and self._overlap:
+            self._print(f"in all: {describe_seconds(event.stage_seconds)}, at once")
 
     def _print(self, line: str) -> None:
         self._printed = time.perf_counter()
@@ -137,6 +142,11 @@ class Terminal:
                 self._bars.reset(self._stage)
             text = f"segment {event.segment + 1}/{self._segments}: {WORDS[event.stage]}"
             self._bars.update(self._stage, description=text, completed=event.done, total=event.total)
+
+
+def describe_seconds(seconds: Mapping[Stage, float]) -> str:
+    """Where the time went, stage by stage."""
+    return ", ".join(f"{words} {seconds[stage]:.1f} s" for stage, words in WORDS.items() if stage in seconds)
 
 
 def describe_start(event: Started) -> str:

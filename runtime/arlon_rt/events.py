@@ -21,6 +21,8 @@ class Started:
     segments: int
     first_frame: int = 0
     """Number of the first frame that will be made; more than 0 where a generation is resumed."""
+    overlap: bool = False
+    """Whether stages work at once: events of several segments come in turns."""
 
 
 @dataclass(frozen=True, kw_only=True)

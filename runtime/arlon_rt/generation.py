@@ -319,7 +319,7 @@ class Work:
         return Started(
             num_frames=options.num_frames, fps=options.fps, segments=len(self.request.segments),
             height=unit * view.latent_height, width=unit * view.latent_width,
-            first_frame=self.request.segments[self.boundary.segment].frames.start,
+            first_frame=self.request.segments[self.boundary.segment].frames.start, overlap=self._overlap,
         )
 
     def _progress(self, stage: Stage, segment: Segment) -> Callable[[int, int], None]:

@@ -184,6 +184,19 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_file_under_the_final_nam
     assert not output.exists()
 
 
+def test_overlapped_stages_are_told_by_when_segments_are_done(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual, overlapped = tmp_path / "usual.mp4", tmp_path / "overlapped.mp4"
+    assert generate(bundle, usual, "--num-frames", "119") == 0
+    capsys.readouterr()
+    assert generate(bundle, overlapped, "--num-frames", "119", "--overlap") == 0
+    told = capsys.readouterr().err
+    assert "segment 2/2: done" in told
+    assert "in all: reading the prompt" in told
+    assert overlapped.read_bytes() == usual.read_bytes()
+
+
 def test_json_prints_events_and_a_summary(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate(bundle, tmp_path / "out.mp4", "--json") == 0
     out, err = capsys.readouterr()
