@@ -72,8 +72,8 @@ class Generate:
             except Cancelled:
                 recording.stopped = True
             except ArlonError as error:
-                if recording.num_frames:
-                    error.add_note(f"the {recording.num_frames} frames made before are in {recording.where_cut_short}")
+                if where := recording.where_cut_short():
+                    error.add_note(f"what was written of {recording.num_frames} frames is in {where}")
                 if recording.resumable:
                     error.add_note(f"go on with: {recording.resume_command(args.bundle)}")
                 raise

@@ -66,10 +66,10 @@ class Recording:
         """Whether there is something to go on from."""
         return self.snapshot_path is not None and self.snapshot_path.exists()
 
-    @property
-    def where_cut_short(self) -> str:
-        """Where frames are found after an error."""
-        return self.output if self.output == PIPE or is_folder(self.output) else f"{self.output}.part"
+    def where_cut_short(self) -> str | None:
+        """Where frames are found after an error, if any are."""
+        where = self.output if is_folder(self.output) else f"{self.output}.part"
+        return where if self.output != PIPE and self.num_frames and Path(where).exists() else None
 
     def same_was_begun(self) -> bool:
         """Whether this very request was stopped before, and can go on."""

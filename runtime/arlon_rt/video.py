@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 import numpy as np
 
@@ -189,6 +189,8 @@ class VideoWriter:
         elif not self._closed:
             with contextlib.suppress(OutputError):   # the error under way is the one to report
                 self._finish()
+            if self._track.lost:
+                self._growing.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         """Flush the encoder and complete the file under its temporary name."""
@@ -217,6 +219,7 @@ class PipeWriter:
         self, stream: BinaryIO, *, fps: float, height: int, width: int, metadata: Mapping[str, str] | None = None,
         quality: Quality = USUAL,
     ) -> None:
+        self._gone = False
         live = {"movflags": "+empty_moov+default_base_moof+frag_keyframe"}
         with _reporting(STDOUT):
             self._track = _Track(
@@ -230,12 +233,12 @@ class PipeWriter:
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Append ``frames`` (frame, height, width, 3), RGB uint8."""
-        with _reporting(STDOUT):
+        with self._unless_gone():
             self._track.write(frames)
 
     def end_segment(self) -> None:
         """Close the group of pictures."""
-        with _reporting(STDOUT):
+        with self._unless_gone():
             self._track.end_segment()
 
     def __enter__(self) -> Self:
@@ -244,9 +247,21 @@ class PipeWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _reporting(STDOUT) if error is None else contextlib.suppress(OSError):
+        if self._gone:
+            return
+        with self._unless_gone() if error is None else contextlib.suppress(OSError, OutputError):
             self._track.end_segment()
             self._track.close()
+
+    @contextlib.contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """Remember that the stream takes nothing any more."""
+        try:
+            with _reporting(STDOUT):
+                yield
+        except OutputError:
+            self._gone = True
+            raise
 
 
 class _Unseekable:
@@ -271,6 +286,7 @@ class _Track:
         import av
 
         self.frames_written = 0
+        self._state: Literal["", "open", "no header"] = ""
         self._size, self._rate = (height, width), Fraction(fps).limit_denominator(1001)
         self._new_encoder = partial(ENCODERS[kind], height, width, self._rate, quality)
         self._encoder: av.VideoCodecContext | None = None
@@ -299,8 +315,14 @@ class _Track:
         if encoder is not None:
             self._mux(encoder.encode(None))
 
+    @property
+    def lost(self) -> bool:
+        """Whether not even the header could be written."""
+        return self._state == "no header"
+
     def close(self) -> None:
-        self._container.close()
+        if self._state != "no header":   # FFmpeg crashes in the trailer of a container without a header
+            self._container.close()
 
     def take_over(self, before: Path, frames: int) -> None:
         """Copy the packets of the first ``frames`` frames, not encoded anew."""
@@ -322,8 +344,15 @@ class _Track:
 
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
+            if self._state == "no header":
+                return
             packet.stream = self._stream
-            self._container.mux(packet)
+            try:
+                self._container.mux(packet)   # the first one writes the header
+            except BaseException:
+                self._state = self._state or "no header"
+                raise
+            self._state = "open"
 
 
 def _with_start_codes(packet: bytes) -> bytes:

@@ -147,6 +147,17 @@ def test_the_command_writes_to_each_of_them(folder: Path, tmp_path: Path, capsys
     assert sorted(p.name for p in tmp_path.iterdir()) == ["frames", "out.mp4", "out.webm"]
 
 
+def test_a_reader_that_has_gone_is_one_line(folder: Path) -> None:
+    generating = [sys.executable, "-m", "arlon_rt.cli", *command(folder, "-"), "--num-frames", "1000", "--quiet"]
+    with subprocess.Popen(generating, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        run.stdout.close()
+        told = run.stderr.read().decode()
+        assert run.wait() == 2
+    assert told.strip() == "arlon-rt: output '-' cannot be written: Broken pipe"
+
+
 def test_a_pipe_and_json_lines_do_not_mix(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(folder, "-", "--json")) == 2
     assert "both are standard output" in capsys.readouterr().err

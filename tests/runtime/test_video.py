@@ -190,6 +190,35 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
     assert not (tmp_path / "full.mp4").exists()
 
 
+@pytest.mark.parametrize("name", ["full.mp4", "full.webm"])
+@pytest.mark.parametrize("frames", [5, 200])
+def test_a_disk_that_is_full_from_the_start_is_an_output_error_and_leaves_nothing(
+    tmp_path: Path, name: str, frames: int
+) -> None:
+    """Not even the header can be written, which FFmpeg takes badly."""
+    done = run_python(
+        """
+        import resource, sys
+        import numpy as np
+        from arlon_rt.errors import OutputError
+        from arlon_rt.video import VideoWriter
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        try:
+            with VideoWriter(sys.argv[1], fps=24, height=64, width=64) as writer:
+                for i in range(int(sys.argv[2])):
+                    writer.write(np.random.default_rng(i).integers(0, 255, (1, 64, 64, 3), dtype=np.uint8))
+                if i < 100:
+                    writer.end_segment()
+        except OutputError as error:
+            sys.exit(f"OutputError: {error}")
+        """, str(tmp_path / name), str(frames),
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("OutputError: output ")
+    assert "cannot be written: File too large" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
