@@ -20,3 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline(folder: Path) -> Iterator[Pipeline]:
     with Pipeline.open(folder, threads=1) as opened:
         yield opened
+
+
+@pytest.fixture(params=[False, True], ids=["in sequence", "overlapped"])
+def overlap(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
