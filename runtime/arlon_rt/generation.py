@@ -144,7 +144,6 @@ class Work:
 
     def reported(self, turn: AbstractContextManager[None]) -> Generator[Chunk]:
         """The chunks, between the first and the last event."""
-        options, begun = self.request.options, time.monotonic()
         with turn:
             begun, first = time.monotonic(), None
             self._emit(self._started())
@@ -165,8 +164,8 @@ class Work:
                 self._emit(Failed(error=str(error)))
                 raise
             self._emit(Finished(
-                num_frames=options.num_frames, wall_seconds=time.monotonic() - begun, first_chunk_seconds=first or 0.0,
-                stage_seconds=dict(self._seconds),
+                num_frames=self.request.options.num_frames, wall_seconds=time.monotonic() - begun,
+                first_chunk_seconds=first or 0.0, stage_seconds=dict(self._seconds),
             ))
 
     def tokens(self, source: TokenSource, size: tuple[int, int]) -> NDArray[np.int64]:
