@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -159,6 +159,12 @@ class TokenStream:
         self._context = 0  # codes fed together when the window was opened
         self._fed = 0  # entries of the window's sequence that are in the cache
         self._caches: dict[str, NDArray[Any] | Handle] = {}
+        self._known: dict[int, int] = {}  # codes that are not the model's to write, by their index
+
+    def know(self, codes: Mapping[int, NDArray[np.int64]]) -> None:
+        """Code-frames (row, column), by their number, that are to be as they are here; called before `extend`."""
+        for frame, grid in codes.items():
+            self._known |= dict(enumerate(grid.flatten().tolist(), frame * self._area))
 
     def extend(
         self, texts: Sequence[Text], code_frames: range, on_token: OnToken = lambda done, total: None
@@ -174,7 +180,8 @@ class TokenStream:
         while self._written < wanted:
             if self._written - self._window == self._capacity * self._area:
                 self._open_window()
-            self._codes.append(self._sample())
+            known = self._known.get(self._written)
+            self._codes.append(self._sample() if known is None else known)
             on_token(self._written - written, wanted - written)
         first = code_frames.start * self._area - self._dropped
         tokens = np.array(self._codes[first : wanted - self._dropped], np.int64)
@@ -211,7 +218,7 @@ class TokenStream:
             )
 
     def after(self, tokens: NDArray[np.int64]) -> TokenState:
-        """The state of a stream that has written these tokens (1, code_frame, height, width), and fed none."""
+        """The state of a stream that has these tokens (1, code_frame, height, width), and fed none."""
         return TokenState(codes=tuple(tokens.flatten().tolist()), dropped=0, window=0, context=0, fed=0)
 
     def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
@@ -224,8 +231,10 @@ class TokenStream:
         self._window, self._context = state.window, state.context
         first = self._window - self._dropped
         while self._fed < state.fed:
-            end = first + (self._context if not self._fed else self._fed)
-            self._feed(self._codes[first + max(self._fed - 1, 0) : end])
+            sampled = self._window + (self._fed or self._context)
+            while sampled in self._known:
+                sampled += 1
+            self._feed(self._codes[first + max(self._fed - 1, 0) : sampled - self._dropped])
 
     @property
     def guided(self) -> bool:

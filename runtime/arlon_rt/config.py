@@ -87,6 +87,8 @@ class VQConfig:
     num_res_blocks: int = 2
     norm_groups: int = 32
     latent_channels: int = 4
+    encoder_channels: tuple[int, ...] | None = None
+    """Likewise of the encoder, where it is smaller or larger than the decoder."""
     has_encoder: bool = False
     """Whether a bundle has the encoder's graph, which going on from a clip or an image needs."""
 

@@ -136,7 +136,7 @@ class Work:
         self.stages, self.request = stages, request
         self.control = Control()
         self.boundary = start
-        self.script = Script(request.prompts, request.segments, request.options.fps, self.boundary.segment)
+        self.script = Script(request.prompts, request.segments, request.options.fps, start.segment)
         self._model, self._report, self._overlap, self._preview = model, report, overlap, preview
         self._reporting = threading.RLock()
         self._seconds: dict[Stage, float] = {}
@@ -205,7 +205,7 @@ class Work:
     def _restore(self, source: TokenSource, state: TokenState) -> None:
         """Bring the token model to where it was after the segment before, or after what the video begins with."""
         last = self.request.segments[max(0, self.boundary.segment - 1)]
-        prompt = self.script.timeline.at(last.middle(self.request.options.fps))
+        prompt = self.script.timeline.at(max(0.0, last.middle(self.request.options.fps)))
         text = self.stages.text_encoder.encode(self._told(prompt))
         with self._timed("ar"):
             source.restore(state, _rows(self.stages, source, text, self._negative))
@@ -267,11 +267,16 @@ class Work:
     def _initial_latents(
         self, segment: Segment, before: NDArray[Any] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Noise (1, channel, frame, height, width), the chunk before as latents at its start, and the mask: 0 there."""
+        """Noise (1, channel, frame, height, width) where nothing is given, and the mask: 0 where it is.
+
+        Given are what references show there, and the chunk before as latents at the start.
+        """
         view, channels = self.request.view, self._model.dit.in_channels
         shape = 1, channels, len(segment.latents), view.latent_height, view.latent_width
         latents = noise.normal(self.request.options.seed, "latents", segment.index, shape)
         mask = np.ones(len(segment.latents), np.float32)
+        number = segment.index - (self.request.lead > 0)
+        self.request.conditions.place(number, latents, mask, self._model.vae.chunk_latents)
         if before is not None:
             with self._timed("vae"):
                 kept = before if before.dtype == np.float32 else self.stages.vae_encoder.encode(before)

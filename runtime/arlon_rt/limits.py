@@ -104,6 +104,8 @@ def _guided_rules(c: ModelConfig) -> list[tuple[bool, str]]:
         (a.max_top_k <= min(MAX_TOP_K, a.num_codes),
          f"ar.max_top_k is {a.max_top_k}; at most {min(MAX_TOP_K, a.num_codes)}"),
         (all(s & (s - 1) == 0 and s <= 64 for s in q.stride), f"vq.stride {q.stride}: powers of two, at most 64"),
+        (len(q.encoder_channels or q.channels) == len(q.channels),
+         f"vq.encoder_channels is {q.encoder_channels}; as many stages as vq.channels {q.channels} are needed"),
         (q.latent_channels == c.vae.latent_embed_dim,
          f"vq.latent_channels is {q.latent_channels}, vae.latent_embed_dim {c.vae.latent_embed_dim}"),
         (max(injection.layers) < c.dit.depth,

@@ -5,22 +5,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt.ar import GivenTokens, Sampling, TokenSource, TokenStream
 from arlon_rt.bundle import Bundle, demo_bundle_path
+from arlon_rt.conditioning import NOTHING, Conditions, Placement
 from arlon_rt.dit import View
 from arlon_rt.errors import ArlonError, OptionsError
 from arlon_rt.generation import Generation, OnEvent, Work
+from arlon_rt.given import Given, checked_frames
 from arlon_rt.options import GenerateOptions, ResolvedOptions
-from arlon_rt.request import BEGINNING, Boundary, Request, check_boundary
+from arlon_rt.request import BEGINNING, Boundary, Request, check_boundary, checked_lead
 from arlon_rt.segments import Segment, plan
 from arlon_rt.snapshot import Machine, Snapshot
 from arlon_rt.stages import Stages
@@ -59,6 +61,7 @@ class Pipeline:
         """From stages that are open; `Pipeline.open` is the usual way. The rest says what they run on."""
         self.bundle, self._stages = bundle, stages
         self._machine = Machine(backend=backend, device=device, precision=stages.precision, threads=threads)
+        self._given = Given(stages, bundle.model)
         self._turn, self._owner = threading.Lock(), 0
 
     @classmethod
@@ -85,8 +88,8 @@ class Pipeline:
 
     def stream(
         self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
-        after: NDArray[np.uint8] | None = None, on_event: OnEvent | None = None, overlap: bool = False,
-        preview: bool = False,
+        after: NDArray[np.uint8] | None = None, references: Sequence[NDArray[np.uint8]] = (), mask_strategy: str = "",
+        on_event: OnEvent | None = None, overlap: bool = False, preview: bool = False,
     ) -> Generation:
         """Make a video and hand out its frames as they are made, in memory that does not grow with its length.
 
@@ -100,8 +103,13 @@ class Pipeline:
                 would write.
             after: frames (frame, height, width, 3) that are there already, of the video's own size and rate. A single
                 one is an image that the video begins with. 17 or more are a clip that it continues; up to 68 of its
-                last frames are looked at, `Chunk.index` counts on from their end, and prompts and ``num_frames`` are
-                about what is new.
+                last frames are looked at, and all that is said of the video, ``num_frames`` and prompts and the
+                numbers of frames, is about what is new.
+            references: images (1, height, width, 3) and clips (frame, height, width, 3) of the video's size, for it to
+                take frames from.
+            mask_strategy: which of them go where, in Open-Sora's words:
+                ``segment,reference,start,at,length,edit_ratio`` with ``;`` between entries, each told by
+                `arlon_rt.conditioning.Placement`.
             on_event: called with each event, one at a time; what it raises ends the generation. With ``overlap`` it
                 is called on the threads that work, else on the one that iterates.
             overlap: draft the next segment and decode the last one while one is denoised, on three threads. The
@@ -112,10 +120,16 @@ class Pipeline:
         Raises:
             OptionsError: a prompt, an option or the tokens cannot be used.
         """
-        if after is None:
-            request, start = self._request(prompt, options, tokens), BEGINNING
+        view = self._view(options.resolved(self.bundle))
+        conditions = self._conditions(after, references, mask_strategy, view)
+        if after is None or len(after) == 1:
+            request, start = self._request(prompt, options, tokens, conditions), BEGINNING
         else:
-            request, start = self._continuation(prompt, options, tokens, np.asarray(after))
+            if tokens is not None:
+                raise OptionsError("tokens and after are both given; a video that goes on writes its own tokens")
+            lead = self._given.lead(np.asarray(after), view)
+            request = self._request(prompt, options, None, conditions, len(lead))
+            start = self._after(request, lead)
         return self._generation(request, start, on_event, overlap=overlap, preview=preview)
 
     def resume(
@@ -142,7 +156,8 @@ class Pipeline:
                     f"the snapshot was made with {name} {value!r:.40}, this pipeline has {have!r}, and would make "
                     f"another video; open the pipeline with {name}={value!r:.40}"
                 )
-        request = self._request(taken.prompts, taken.options, taken.given_tokens)
+        lead = checked_lead(taken.lead, self.bundle.model)
+        request = self._request(taken.prompts, taken.options, taken.given_tokens, taken.conditions, lead)
         check_boundary(taken.boundary, request, self.bundle.model)
         return self._generation(request, taken.boundary, on_event, overlap=overlap, preview=preview)
 
@@ -177,11 +192,8 @@ class Pipeline:
         Raises:
             OptionsError: the bundle has no tokens, or the frames are no clip.
         """
-        encoder = self._stages.vq_encoder
-        if encoder is None:
-            raise OptionsError("this bundle cannot turn frames into tokens: it has no graph vq_encoder")
         with self._one_at_a_time():
-            tokens: NDArray[np.int64] = encoder.encode(self._stages.vae_encoder.encode_clip(checked_frames(frames)))[0]
+            tokens: NDArray[np.int64] = self._given.tokens(self._given.latents(checked_frames(frames)))[0]
             return tokens
 
     @property
@@ -216,63 +228,57 @@ class Pipeline:
         def snapshot(boundary: Boundary, prompts: Timeline) -> Snapshot:
             return Snapshot(
                 bundle=self.bundle.hash, machine=self._machine, options=options, prompts=prompts, boundary=boundary,
-                given_tokens=given,
+                given_tokens=given, conditions=request.conditions, lead=request.lead,
             )
 
         return Generation(work, self._one_at_a_time(), snapshot)
 
-    def _continuation(
-        self, prompt: Prompts, options: GenerateOptions, tokens: NDArray[np.integer] | None, frames: NDArray[np.uint8]
-    ) -> tuple[Request, Boundary]:
-        """The request as that of a whole video which begins with what is there, and where its work begins."""
-        if tokens is not None:
-            raise OptionsError("tokens and after are both given; a video that goes on writes its own tokens")
-        resolved, model = options.resolved(self.bundle), self.bundle.model
-        chunk, stages = model.vae.chunk_frames, self._stages
-        frames, view = checked_frames(frames), self._view(resolved)
-        size = view.latent_height * model.vae.space_stride, view.latent_width * model.vae.space_stride
-        if frames.shape[1:3] != size or (1 < len(frames) < chunk):
-            raise OptionsError(f"after has shape {frames.shape}; (frame, {size[0]}, {size[1]}, 3) is needed, with one "
-                               f"frame, or {chunk} and more")
-        image = len(frames) == 1
-        used = min(len(frames) // chunk * chunk, model.video.segment_frames)
-        if not image:
-            frames = frames[-used:]
-            new = dataclasses.asdict(resolved) | {
-                "num_frames": used + resolved.num_frames, "first_segment_frames": used,
-            }
-            options, prompt = GenerateOptions(**new), Timeline.of(prompt).delayed(used / resolved.fps)
-        request = self._request(prompt, options, None)
-        written = None
+    def _conditions(
+        self, after: NDArray[np.uint8] | None, references: Sequence[NDArray[np.uint8]], mask_strategy: str, view: View
+    ) -> Conditions:
+        """What the video takes over, an image that it begins with included."""
+        placements = Placement.parse(mask_strategy)
+        if references and not placements:
+            raise OptionsError(
+                "references are given, but mask_strategy does not say where they go; e.g. '0' puts the first latent of "
+                "the first one at the start of the video"
+            )
+        images = [frames for frames in (after,) if frames is not None and len(frames) == 1]
+        begin = [Placement(reference=len(references) + i) for i in range(len(images))]
+        frames = [self._given.reference(np.asarray(f), view) for f in (*references, *images)]
+        return Conditions(references=tuple(frames), placements=(*placements, *begin))
+
+    def _after(self, request: Request, lead: NDArray[np.uint8]) -> Boundary:
+        """Where a video begins that goes on from these frames."""
+        tokens, before = None, lead[-self.bundle.model.vae.chunk_frames :]
         if isinstance(request.tokens, TokenStream):
-            if stages.vq_encoder is None:
-                raise OptionsError(
-                    "this bundle cannot go on from frames: it has no graph vq_encoder to turn them into tokens; set "
-                    "inject to False, or export it with vq.has_encoder"
-                )
-            assert model.vq
-            # an image stands still for a chunk; the code that it shares with what is to come is the model's to write
-            latents = stages.vae_encoder.encode_clip(np.repeat(frames, chunk, axis=0) if image else frames)
-            known = 1 if image else latents.shape[2] // model.vq.stride[0]
-            written = request.tokens.after(stages.vq_encoder.encode(latents)[:, :known])
-        before: NDArray[Any] = frames[-chunk:]
-        if resolved.reuse_latents and not image:
-            before = stages.vae_encoder.encode(before)
-        return request, Boundary(segment=0 if image else 1, before=before, tokens=written)
+            assert self.bundle.model.vq
+            written = self._given.tokens(latents := self._given.latents(lead))
+            known = latents.shape[2] // self.bundle.model.vq.stride[0]   # a code half of which is to come is not known
+            tokens = request.tokens.after(written[:, :known])
+        kept = self._given.latents(before) if request.options.reuse_latents else before
+        return Boundary(segment=1, before=kept, tokens=tokens)
 
     def _request(
-        self, prompt: Prompts, options: GenerateOptions, tokens: NDArray[np.integer] | None
+        self, prompt: Prompts, options: GenerateOptions, tokens: NDArray[np.integer] | None,
+        conditions: Conditions = NOTHING, lead: int = 0,
     ) -> Request:
         """The request, checked."""
         prompts, resolved = Timeline.of(prompt), options.resolved(self.bundle)
         unwanted = [resolved.negative_prompt] if resolved.negative_prompt else []
         for wanted in [*(text for _, text in prompts.entries), *unwanted]:
             self._stages.text_encoder.caption(wanted)
-        segments = plan(resolved.num_frames, self.bundle.model, resolved.first_segment_frames)
-        view = self._view(resolved)
+        segments = plan(resolved.num_frames, self.bundle.model, resolved.first_segment_frames, lead)
+        view, made = self._view(resolved), segments[1:] if lead else segments
+        source = self._token_source(resolved, view, segments, tokens)
+        conditions.check(made, (self.bundle.model.dit.in_channels, view.latent_height, view.latent_width))
+        if isinstance(source, TokenStream):
+            model = self.bundle.model
+            assert model.vq
+            source.know(conditions.codes(made, model.vae.chunk_latents, model.vq.stride[0], self._given.tokens))
         return Request(
-            options=resolved, view=view, segments=segments, prompts=prompts.in_seconds(segments, resolved.fps),
-            tokens=self._token_source(resolved, view, segments, tokens),
+            options=resolved, view=view, segments=segments, prompts=prompts.in_seconds(made, resolved.fps),
+            tokens=source, conditions=conditions, lead=lead,
         )
 
     def _code_size(self, view: View) -> tuple[int, int]:
@@ -316,14 +322,3 @@ class Pipeline:
                 yield
             finally:
                 self._owner = 0
-
-
-def checked_frames(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames from outside.
-
-    Raises:
-        OptionsError: they are not uint8 (frame, height, width, 3), or there is none.
-    """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise OptionsError(f"frames are {frames.dtype} {frames.shape}; uint8 (frame, height, width, 3) is expected")
-    return frames

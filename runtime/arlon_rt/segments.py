@@ -10,15 +10,16 @@ from arlon_rt.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One window of the video. Ranges count from the start of the whole video."""
+    """One window of the video."""
 
     index: int
     latents: range
-    """Latents of the window, kept ones included."""
+    """Latents of the window, kept ones included; they count from the start of all there is, a lead included."""
     kept: int
     """How many leading latents repeat the previous segment's end: 0 or one chunk (5)."""
     frames: range
-    """The new frames it yields; the last segment's are cut at the length asked for."""
+    """The new frames it yields, counted from the first that is made: below 0 for a lead. The last segment's are cut
+    at the length asked for."""
 
     def code_frames(self, stride: int) -> range:
         """The code-frames that cover the window, for ``stride`` latents a code-frame."""
@@ -34,8 +35,12 @@ class Segment:
         return (self.frames.start + self.frames.stop) / 2 / fps
 
 
-def plan(num_frames: int, model: ModelConfig, first_segment_frames: int | None = None) -> list[Segment]:
+def plan(
+    num_frames: int, model: ModelConfig, first_segment_frames: int | None = None, lead: int = 0
+) -> list[Segment]:
     """Cut ``num_frames`` frames into segments; ``first_segment_frames``, whole chunks, may shorten the first window.
+
+    ``lead`` frames, whole chunks and at most a window, are there already: they stand as a segment before the others.
 
     With Open-Sora's sizes a chunk is 17 frames or 5 latents, and no latent depends on another chunk. Segment k is the
     window of 68 frames (20 latents) at frame 51 k, latent 15 k: its first 17 frames (5 latents) repeat the end of
@@ -47,20 +52,22 @@ def plan(num_frames: int, model: ModelConfig, first_segment_frames: int | None =
     floor(15 k / stride) .. ceil((15 k + n) / stride) - 1 and stand at offset 15 k mod stride in their decoding.
     A shorter first window moves all others forward by the chunks it lacks.
     """
-    if num_frames == 1:
+    if num_frames == 1 and not lead:
         return [Segment(index=0, latents=range(1), kept=0, frames=range(1))]
     frames, latents = model.vae.chunk_frames, model.vae.chunk_latents
     window, overlap = (n // frames for n in (model.video.segment_frames, model.video.overlap_frames))
-    total = math.ceil(num_frames / frames)
+    total = math.ceil((lead + num_frames) / frames)
+    first = window if first_segment_frames is None else first_segment_frames // frames
+    new = [lead // frames, first] if lead else [first]   # chunks of the first segments
     segments: list[Segment] = []
     done = 0  # chunks
     while done < total:
+        index = len(segments)
         kept = overlap if segments else 0
-        chunks = window if segments or first_segment_frames is None else first_segment_frames // frames
-        stop = min(done - kept + chunks, total)
+        stop = min(done + min(new[index] if index < len(new) else window, window - kept), total)
         segments.append(Segment(
-            index=len(segments), latents=range((done - kept) * latents, stop * latents), kept=kept * latents,
-            frames=range(done * frames, min(stop * frames, num_frames)),
+            index=index, latents=range((done - kept) * latents, stop * latents), kept=kept * latents,
+            frames=range(done * frames - lead, min(stop * frames - lead, num_frames)),
         ))
         done = stop
     return segments

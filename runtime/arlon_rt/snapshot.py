@@ -7,10 +7,11 @@ for hostile until `Pipeline.resume` has held it to the bundle.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt.ar import TokenState
+from arlon_rt.conditioning import NOTHING, Conditions, Placement, Reference
 from arlon_rt.errors import OptionsError, OutputError
 from arlon_rt.options import GenerateOptions
 from arlon_rt.request import Boundary
 from arlon_rt.timeline import Timeline
 
-FORMAT = "1"
+FORMAT = "2"
 MAX_BYTES = 1 << 30
 """Of a file; one of a 2K video has 200 MB."""
 COUNTS = ("dropped", "window", "context", "fed")
@@ -52,6 +54,11 @@ class Snapshot:
     boundary: Boundary
     given_tokens: NDArray[np.int64] | None = None
     """(code_frame, row, column), of a request that came with tokens."""
+    conditions: Conditions = NOTHING
+    lead: int = 0
+    """As in `arlon_rt.request.Request`."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """For the record, what the frames that came with the request were taken from."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it; an existing file is replaced in one step.
@@ -65,6 +72,8 @@ class Snapshot:
         state = {
             "bundle": self.bundle, "machine": dataclasses.asdict(self.machine), "segment": boundary.segment,
             "options": dataclasses.asdict(self.options), "prompts": [list(entry) for entry in self.prompts.entries],
+            "placements": [dataclasses.asdict(p) for p in self.conditions.placements], "lead": self.lead,
+            "sources": dict(self.sources),
         }
         tensors: dict[str, NDArray[Any]] = {}
         if boundary.before is not None:
@@ -72,6 +81,8 @@ class Snapshot:
         if boundary.tokens is not None:
             state |= {name: getattr(boundary.tokens, name) for name in COUNTS}
             tensors["codes"] = np.array(boundary.tokens.codes, np.int64)
+        for i, reference in enumerate(self.conditions.references):
+            tensors |= {f"latents_{i}": reference.latents, f"drafted_{i}": reference.drafted}
         if self.given_tokens is not None:
             tensors["given_tokens"] = np.ascontiguousarray(self.given_tokens)
         path = Path(path)
@@ -114,7 +125,9 @@ class Snapshot:
     @classmethod
     def _of(cls, state: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Self:
         codes, counts = tensors.get("codes"), {name: state[name] for name in COUNTS if name in state}
-        if not all(type(value) is int for value in [*counts.values(), state["segment"]]):
+        placements = tuple(Placement(**placement) for placement in state["placements"])
+        whole = [n for p in placements for n in dataclasses.astuple(p)[:-1]]
+        if not all(type(value) is int for value in [*counts.values(), state["segment"], state["lead"], *whole]):
             raise ValueError("its counts are no whole numbers")
         if codes is not None and (codes.dtype != np.int64 or codes.ndim != 1):
             raise ValueError(f"its codes are {codes.dtype} {codes.shape}")
@@ -123,5 +136,18 @@ class Snapshot:
         return cls(
             bundle=str(state["bundle"]), machine=Machine(**state["machine"]), boundary=boundary,
             options=GenerateOptions(**state["options"]), prompts=Timeline.of(tuple(map(tuple, state["prompts"]))),
-            given_tokens=tensors.get("given_tokens"),
+            given_tokens=tensors.get("given_tokens"), lead=state["lead"],
+            conditions=Conditions(references=tuple(_references(tensors)), placements=placements),
+            sources={str(name): str(source) for name, source in state["sources"].items()},
         )
+
+
+def _references(tensors: Mapping[str, NDArray[Any]]) -> Iterator[Reference]:
+    for i in itertools.count():
+        if f"latents_{i}" not in tensors:
+            return
+        latents, drafted = tensors[f"latents_{i}"], tensors[f"drafted_{i}"]
+        for tensor in (latents, drafted):
+            if tensor.dtype != np.float32 or tensor.ndim != 5 or not tensor.size or not np.isfinite(tensor).all():
+                raise ValueError(f"its reference {i} is no latents")
+        yield Reference(latents=latents, drafted=drafted)

@@ -83,7 +83,7 @@ class Timeline:
             OptionsError: a prompt would never be shown, because it holds at no segment's middle.
         """
         by_time = self.unit == "seconds"
-        shown = {self._entry_at(segment.middle(fps) if by_time else segment.index) for segment in segments}
+        shown = {self._entry_at(s.middle(fps) if by_time else number) for number, s in enumerate(segments)}
         begin = [segment.frames.start / fps for segment in segments]
         for start, prompt in self.entries:
             if (start, prompt) not in shown:
@@ -93,12 +93,6 @@ class Timeline:
                     f"{', …' if len(begin) > 8 else ''} seconds: move it or make the video longer"
                 )
         return self if by_time else Timeline(tuple((begin[int(index)], prompt) for index, prompt in self.entries))
-
-    def delayed(self, seconds: float) -> Timeline:
-        """The same for a video before which so much is shown already, a segment of its own."""
-        by = seconds if self.unit == "seconds" else 1
-        first, *later = self.entries
-        return Timeline((first, *((start + by, prompt) for start, prompt in later)), self.unit)
 
     def at(self, start: float) -> str:
         """The prompt that holds at a time of the video (or in a segment, where that is the unit)."""

@@ -28,7 +28,7 @@ def test_a_clip_is_continued_from_its_last_chunk(folder: Path, there: int, used:
     with pipeline:
         chunks = list(pipeline.stream(PROMPT, GenerateOptions(num_frames=60), after=frames))
         assert sum(len(c.frames) for c in chunks) == 60
-        assert [c.index for c in chunks] == [used + 17 * i for i in range(4)]
+        assert [c.index for c in chunks] == [0, 17, 34, 51]
         assert {c.segment for c in chunks} == {1, 2}
         first = calls["dit"][0]
         assert first["frame_mask"].tolist() == [False] * 5 + [True] * 15
@@ -122,8 +122,8 @@ def test_long_clips_are_encoded_window_by_window_each_code_once(frames: int) -> 
 
 
 @pytest.mark.parametrize(("after", "more", "said"), [
-    (clip(5), {}, r"after has shape \(5, 32, 32, 3\); \(frame, 32, 32, 3\) is needed, with one frame, or 17 and more"),
-    (clip(17)[:, :16], {}, "after has shape"),
+    (clip(5), {}, r"after has 5 frames; it takes one, an image, or 17 and more, a clip"),
+    (clip(17)[:, :16], {}, r"after has shape \(17, 16, 32, 3\); \(frame, 32, 32, 3\) is needed"),
     (clip(17).astype(np.float32), {}, "frames are float32"),
     (clip(17)[..., 0], {}, "frames are uint8"),
     (clip(0), {}, "frames are uint8"),

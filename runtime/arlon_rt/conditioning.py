@@ -1,0 +1,158 @@
+"""Frames that a video takes over from others: Open-Sora's mask strategy, and the codes that stand for them.
+
+Source: Open-Sora v1.2, opensora/utils/inference_utils.py: parse_mask_strategy, apply_mask_strategy, find_nearest_point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arlon_rt.errors import OptionsError
+from arlon_rt.segments import Segment
+
+Encode = Callable[[NDArray[np.float32]], NDArray[np.int64]]
+"""Latents (1, channel, frame, height, width) to tokens (1, code_frame, row, column)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Part of a reference, put at a place of one segment: one entry of a mask strategy.
+
+    Places are latents, and whole chunks of the video autoencoder: others move to the nearest, as in Open-Sora. Negative
+    ones count from the end.
+    """
+
+    segment: int = 0
+    """Which segment, of those that are made."""
+    reference: int = 0
+    """Which of the references."""
+    start: int = 0
+    """The first latent that is taken from it."""
+    at: int = 0
+    """Where in the segment's window it is put."""
+    length: int = 1
+    """How many latents; what the reference or the window lacks is left out."""
+    edit_ratio: float = 0.0
+    """How much is made anew: 0 keeps the frames as they are; else they are noised so far and denoised from there."""
+
+    @classmethod
+    def parse(cls, strategy: str) -> tuple[Placement, ...]:
+        """From Open-Sora's words: ``segment,reference,start,at,length,edit_ratio;…``, what is left out as above.
+
+        Raises:
+            OptionsError: an entry does not read so.
+        """
+        return tuple(cls._entry(entry) for entry in strategy.split(";")) if strategy.strip() else ()
+
+    @classmethod
+    def _entry(cls, entry: str) -> Placement:
+        said = [value.strip() for value in entry.split(",")]
+        names = [field.name for field in fields(cls)]
+        try:
+            numbers = {n: float(v) if n == "edit_ratio" else int(v) for n, v in zip(names, said, strict=False)}
+        except ValueError:
+            numbers = {}
+        if not numbers or len(said) > len(names):
+            raise OptionsError(
+                f"mask_strategy has the entry {entry!r:.60}; {','.join(names)} are expected, whole numbers but for the "
+                "last, as in '0,0,0,0,1,0', with ';' between entries"
+            )
+        placement = cls(**numbers)  # type: ignore[arg-type]
+        if placement.segment < 0 or placement.reference < 0 or placement.length < 1:
+            raise OptionsError(
+                f"mask_strategy has the entry {entry!r:.60}; segment and reference are 0 or more, length is 1 or more"
+            )
+        if not 0 <= placement.edit_ratio <= 1:
+            raise OptionsError(f"mask_strategy has edit_ratio {placement.edit_ratio:g}; it must be 0 to 1")
+        return placement
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """An image or a clip to take frames from."""
+
+    latents: NDArray[np.float32]
+    """(1, channel, frame, height, width)."""
+    drafted: NDArray[np.float32]
+    """Alike, what its tokens are made of: of an image, a chunk in which it stands still."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conditions:
+    """References and where they go."""
+
+    references: tuple[Reference, ...] = ()
+    placements: tuple[Placement, ...] = ()
+
+    def place(
+        self, number: int, latents: NDArray[np.float32], mask: NDArray[np.float32], chunk_latents: int
+    ) -> None:
+        """Put what belongs into the segment of this number into its ``latents`` and, as edit ratios, into ``mask``."""
+        for placement, taken, put in self._of(number, latents.shape[2], chunk_latents):
+            if placement.edit_ratio < 1:   # else it stays noise: frames made from the start are not noised again
+                latents[:, :, put] = self.references[placement.reference].latents[:, :, taken]
+                mask[put] = placement.edit_ratio
+
+    def codes(
+        self, segments: Sequence[Segment], chunk_latents: int, stride: int, encode: Encode
+    ) -> dict[int, NDArray[np.int64]]:
+        """The codes (row, column) of every code-frame, counted over ``segments``, that shows what is placed there."""
+        known: dict[int, NDArray[np.int64]] = {}
+        for number, segment in enumerate(segments):
+            for placement, taken, put in self._of(number, len(segment.latents), chunk_latents):
+                if placement.edit_ratio == 1:
+                    continue
+                first = segment.latents.start + put.start
+                covered = range(first // stride, math.ceil((first + put.stop - put.start) / stride))
+                places = np.arange(covered.start * stride, covered.stop * stride) - first
+                inside = taken.start + np.clip(places, 0, taken.stop - taken.start - 1)
+                tokens = encode(np.ascontiguousarray(self.references[placement.reference].drafted[:, :, inside]))
+                known |= dict(zip(covered, tokens[0], strict=True))
+        return known
+
+    def check(self, segments: Sequence[Segment], size: tuple[int, int, int]) -> None:
+        """Hold references to the ``size`` (channel, height, width) of latents, placements to the segments made.
+
+        Raises:
+            OptionsError: a reference is of another size, or a placement names what is not there.
+        """
+        for i, reference in enumerate(self.references):
+            for latents in (reference.latents, reference.drafted):
+                found = latents.shape[0], latents.shape[1], *latents.shape[3:]
+                if found != (1, *size):
+                    raise OptionsError(f"reference {i} has latents {found}; {(1, *size)} are needed (frames aside)")
+            if len(reference.latents[0, 0]) > len(reference.drafted[0, 0]):
+                raise OptionsError(f"reference {i} has fewer latents to draft from than to show")
+        for placement in self.placements:
+            for name, there in (("reference", len(self.references)), ("segment", len(segments))):
+                if (asked := getattr(placement, name)) >= there:
+                    raise OptionsError(f"mask_strategy names {name} {asked}; there are {there}, counted from 0")
+            frames = self.references[placement.reference].latents.shape[2]
+            window = len(segments[placement.segment].latents)
+            for name, place, most in (("start", placement.start, frames), ("at", placement.at, window)):
+                if not -most <= place < most:
+                    raise OptionsError(f"mask_strategy has {name} {place}; it must be {-most} to {most - 1} (latents)")
+
+    def _of(self, number: int, window: int, chunk_latents: int) -> Iterator[tuple[Placement, slice, slice]]:
+        """Each placement in this segment, with its latents of the reference and of the window."""
+        for placement in self.placements:
+            if placement.segment == number:
+                frames = self.references[placement.reference].latents.shape[2]
+                start = _whole_chunks(placement.start % frames, frames, chunk_latents)
+                at = _whole_chunks(placement.at % window, window, chunk_latents)
+                length = min(placement.length, frames - start, window - at)
+                yield placement, slice(start, start + length), slice(at, at + length)
+
+
+NOTHING = Conditions()
+
+
+def _whole_chunks(place: int, size: int, chunk: int) -> int:
+    """The nearest beginning of a chunk within ``size``."""
+    chunks, over = divmod(place, chunk)
+    return chunk * (chunks + (over > chunk / 2 and chunks + 1 < size // chunk))
