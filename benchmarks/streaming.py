@@ -32,7 +32,8 @@ from rich.table import Table
 
 from arlon_rt.backends.session import Array, Handle, Session
 from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.generation import Work, _Draft, _Part
+from arlon_rt.drafting import Draft
+from arlon_rt.generation import Work, _Part
 from arlon_rt.options import GenerateOptions
 from arlon_rt.pipeline import Pipeline
 from arlon_rt.request import Chunk, Request
@@ -165,7 +166,7 @@ class PlainWork(Work):
     everything: Collection[str] = ()
     _previous: list[NDArray[np.uint8]]
 
-    def _part(self, draft: _Draft, latents: NDArray[np.float32], *, final: bool) -> _Part:
+    def _part(self, draft: Draft, latents: NDArray[np.float32], *, final: bool) -> _Part:
         part = super()._part(draft, latents, final=final)
         if "decode" in self.everything and draft.segment.kept:
             self.stages.vae_decoder.decode_chunk(latents[:, :, : draft.segment.kept], 0, self._model.vae.chunk_frames)

@@ -25,7 +25,7 @@ MAY_IMPORT = {
 """Modules that only these packages may import."""
 FEW_FILES = {
     "onnxruntime": ("backends/ort.py",), "tensorrt": ("backends/trt.py",), "tensorrt_rtx": ("backends/trt.py",),
-    "av": ("video.py", "encoding.py"), "sentencepiece": ("text.py",),
+    "av": ("video.py", "encoding.py", "footage.py"), "sentencepiece": ("text.py",),
 }
 """Modules that only these files of arlon_rt may import, inside a function."""
 STAGES = ("text", "ar", "vqvae", "dit", "vae", "video")

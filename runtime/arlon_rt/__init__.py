@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from arlon_rt.events import Event as Event
     from arlon_rt.events import Failed as Failed
     from arlon_rt.events import Finished as Finished
+    from arlon_rt.events import FootageRead as FootageRead
     from arlon_rt.events import Progress as Progress
     from arlon_rt.events import PromptCut as PromptCut
     from arlon_rt.events import Started as Started
+    from arlon_rt.footage import read_clip as read_clip
+    from arlon_rt.footage import read_image as read_image
     from arlon_rt.generation import Generation as Generation
     from arlon_rt.options import GenerateOptions as GenerateOptions
     from arlon_rt.pipeline import Pipeline as Pipeline
@@ -45,7 +48,8 @@ _HOMES = {
         "ArlonError", "BackendError", "BundleError", "BundleNotFoundError", "Cancelled", "MissingExtraError",
         "OptionsError", "OutputError",
     ),
-    "events": ("ChunkReady", "Event", "Failed", "Finished", "Progress", "PromptCut", "Started"),
+    "events": ("ChunkReady", "Event", "Failed", "Finished", "FootageRead", "Progress", "PromptCut", "Started"),
+    "footage": ("read_clip", "read_image"),
     "options": ("GenerateOptions",),
     "generation": ("Generation",),
     "pipeline": ("Pipeline", "Video"),

@@ -8,18 +8,16 @@ import os
 import signal
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from arlon_rt.cli_arguments import add_backend, add_options, add_prompts, open_bundle, read_options, read_prompts
+from arlon_rt.cli_footage import add_footage, read_footage
 from arlon_rt.cli_progress import Display, choose
 from arlon_rt.cli_recording import Recording, snapshot_of
 from arlon_rt.encoding import EFFORTS
 from arlon_rt.errors import ArlonError, Cancelled, OptionsError
 from arlon_rt.events import Event
 from arlon_rt.sinks import PIPE, check_sink
-
-if TYPE_CHECKING:
-    pass
 
 OF_ANY_RUN = ("output", "resume", "preview", "bundle", "device", "quiet", "json", "crf", "effort", "overlap")
 """Arguments that may be given with --resume, or have a default that is not None."""
@@ -56,6 +54,7 @@ class Generate:
             help="draft, denoise and decode different segments at once; on a CPU each with half the cores' threads "
                  "unless --threads says otherwise",
         )
+        add_footage(parser)
         add_options(parser)
         add_backend(parser)
         shown = parser.add_argument_group("display").add_mutually_exclusive_group()
@@ -86,7 +85,11 @@ def begun(args: argparse.Namespace) -> Recording:
     timeline = read_prompts(args)
     bundle = open_bundle(args)
     options = read_options(args, bundle)
-    recording = Recording(args, timeline, options, bundle)
+    length = None if args.seconds is None and args.num_frames is None else options.resolved(bundle).num_frames
+    sources = read_footage(args, options.resolved(bundle), bundle, length)
+    if sources.repainted is not None and length is None:
+        options = dataclasses.replace(options, num_frames=len(sources.repainted))
+    recording = Recording(args, timeline, options, bundle, sources=sources)
     check_sink(args.output)
     check_preview(args)
     if recording.same_was_begun():
@@ -113,7 +116,7 @@ def resumed(args: argparse.Namespace) -> Recording:
         raise OptionsError(f"there is no {path}, so nothing to go on from: a video is begun with a prompt")
     snapshot = Snapshot.load(path)
     check_preview(args)
-    return Recording(args, snapshot.prompts, snapshot.options, open_bundle(args), snapshot)
+    return Recording(args, snapshot.prompts, snapshot.options, open_bundle(args), resumed_from=snapshot)
 
 
 def check_preview(args: argparse.Namespace) -> None:
@@ -141,6 +144,8 @@ def make(recording: Recording, args: argparse.Namespace, stop: Stop, display: Di
     if recording.resumed_from:
         machine = dataclasses.asdict(recording.resumed_from.machine)
     with display, Pipeline.open(recording.bundle, **machine) as pipeline:
+        for read in recording.sources.read:
+            on_event(read)
         stop.check()
         recording.record(pipeline, on_event)
 

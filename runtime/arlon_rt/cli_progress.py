@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from arlon_rt.events import Event, Finished, Progress, PromptCut, Stage, Started
+from arlon_rt.events import Event, Finished, FootageRead, Progress, PromptCut, Stage, Started
 
 WORDS: dict[Stage, str] = {
     "text": "reading the prompt", "ar": "drafting tokens", "vq": "decoding tokens",
@@ -88,6 +88,8 @@ class Lines(Quiet):
             self._print(describe_start(event))
         elif isinstance(event, PromptCut):
             self._print(describe_cut(event))
+        elif isinstance(event, FootageRead):
+            self._print(describe_footage(event))
         elif isinstance(event, Progress):
             place = f"segment {event.segment + 1}/{self._segments}: "
             if event.stage == "vae" and event.done == event.total:
@@ -134,6 +136,8 @@ class Terminal:
             self._bars.update(self._frames, total=event.num_frames)
         elif isinstance(event, PromptCut):
             self._bars.console.print(describe_cut(event), markup=False, highlight=False, soft_wrap=True)
+        elif isinstance(event, FootageRead):
+            self._bars.console.print(describe_footage(event), markup=False, highlight=False, soft_wrap=True)
         elif isinstance(event, Progress) and event.stage == "video":
             self._bars.update(self._frames, completed=event.done)
         elif isinstance(event, Progress):
@@ -160,6 +164,12 @@ def describe_cut(event: PromptCut) -> str:
     prompt, lost = (textwrap.shorten(text, 60, placeholder=" …") for text in (event.prompt, event.lost_text))
     return (f"prompt '{prompt}' is too long: of its {event.max_tokens + event.lost_tokens} tokens the model reads "
             f"{event.max_tokens}; left out is '{lost}'")
+
+
+def describe_footage(event: FootageRead) -> str:
+    """One line on what was read, and what was done to it."""
+    count = "an image" if event.num_frames == 1 else f"{event.num_frames} frames"
+    return f"{event.use} {event.file}: {count}; {'; '.join(event.changes) or 'as it is'}"
 
 
 def print_json(kind: str, fields: dict[str, Any]) -> None:

@@ -9,16 +9,19 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arlon_rt.ahead import Ahead
 from arlon_rt.bundle import Bundle, installed_version
+from arlon_rt.cli_footage import NO_SOURCES, Sources
 from arlon_rt.cli_progress import print_json
 from arlon_rt.encoding import Quality
 from arlon_rt.errors import OptionsError, OutputError
 from arlon_rt.events import Event, Finished, Progress, Started
 from arlon_rt.options import GenerateOptions
+from arlon_rt.peak_memory import peak_memory
 from arlon_rt.segments import plan
 from arlon_rt.sinks import PIPE, Sink, is_folder, open_sink
 from arlon_rt.timeline import Timeline
@@ -26,6 +29,7 @@ from arlon_rt.timeline import Timeline
 if TYPE_CHECKING:
     from arlon_rt.generation import Generation
     from arlon_rt.pipeline import Pipeline
+    from arlon_rt.request import Chunk
     from arlon_rt.snapshot import Snapshot
 
 
@@ -39,8 +43,8 @@ class Recording:
     """One generation and its file: what is asked for, how far it got and how long it took."""
 
     def __init__(
-        self, args: argparse.Namespace, timeline: Timeline, options: GenerateOptions, bundle: Bundle,
-        resumed_from: Snapshot | None = None,
+        self, args: argparse.Namespace, timeline: Timeline, options: GenerateOptions, bundle: Bundle, *,
+        sources: Sources = NO_SOURCES, resumed_from: Snapshot | None = None,
     ) -> None:
         self.output: str = args.output
         self.preview: str | None = args.preview
@@ -49,13 +53,15 @@ class Recording:
         self.snapshot_path = snapshot_of(self.output)
         self.options = options
         self.bundle = bundle
-        self.resumed_from = resumed_from
+        self.sources, self.resumed_from = sources, resumed_from
+        self._hashes = resumed_from.sources if resumed_from else sources.hashes
         self.precision: str | None = None
         self.num_frames = 0
         self.stopped = False
         self.resolved = options.resolved(bundle)
-        segments = plan(self.resolved.num_frames, bundle.model, self.resolved.first_segment_frames)
-        self.timeline = timeline.in_seconds(segments, self.resolved.fps)
+        lead = resumed_from.lead if resumed_from else sources.lead(bundle.model.vae.chunk_frames)
+        segments = plan(self.resolved.num_frames, bundle.model, self.resolved.first_segment_frames, lead)
+        self.timeline = timeline.in_seconds(segments[lead > 0 :], self.resolved.fps)
         self._first = 0
         self._finished: Finished | None = None
         self._latest: Snapshot | None = None
@@ -82,7 +88,8 @@ class Recording:
             same_options = before.options.resolved(self.bundle) == self.resolved
         except OptionsError:   # of another version, or damaged: nothing to go on from
             return False
-        return before.bundle == self.bundle.hash and same_options and before.prompts == self.timeline
+        same_request = same_options and before.prompts == self.timeline and before.sources == self.sources.hashes
+        return before.bundle == self.bundle.hash and same_request
 
     def note(self, event: Event) -> None:
         """Take what an event tells about the whole."""
@@ -100,10 +107,18 @@ class Recording:
         if self.resumed_from:
             generation = pipeline.resume(self.resumed_from, **told)
         else:
-            generation = pipeline.stream(self.timeline, self.options, **told)
+            generation = pipeline.stream(
+                self.timeline, self.options, **self.sources.arguments(pipeline), **told
+            )
+        made = self._made(generation)
+        chunks = Ahead(made, "arlon-rt decoding") if self.overlap else made
         try:
-            with contextlib.closing(generation):
-                self._write(generation, on_event)
+            with contextlib.closing(chunks):
+                try:
+                    self._write(chunks, on_event)
+                except BaseException:
+                    generation.cancel()   # what is under way on other threads is not waited for
+                    raise
         except BaseException:
             with contextlib.suppress(OutputError):   # the error under way is the one to report
                 self._save()   # the file was closed with all its frames
@@ -117,10 +132,18 @@ class Recording:
         if self._latest and self.snapshot_path:
             self._latest.save(self.snapshot_path)
 
-    def _write(self, generation: Generation, on_event: Callable[[Event], None]) -> None:
+    def _made(self, generation: Generation) -> Generator[tuple[Chunk, Snapshot | None]]:
+        """Each chunk, and after a segment's last one where the generation stands."""
+        with contextlib.closing(generation):
+            for chunk in generation:
+                yield chunk, generation.snapshot() if chunk.ends_segment else None
+
+    def _write(
+        self, chunks: Iterable[tuple[Chunk, Snapshot | None]], on_event: Callable[[Event], None]
+    ) -> None:
         with contextlib.ExitStack() as stack:
             writers: dict[bool, Sink] = {}
-            for chunk in generation:
+            for chunk, snapshot in chunks:
                 target = self.preview if chunk.draft else self.output
                 if chunk.draft not in writers and target:
                     height, width = chunk.frames.shape[1:3]
@@ -132,11 +155,11 @@ class Recording:
                 if chunk.draft:
                     continue
                 self.num_frames = done = writers[False].frames_written
-                if chunk.ends_segment:
+                if snapshot:
                     for writer in writers.values():
                         writer.end_segment()
                     self._save()   # the one before: a file that grows lacks its last segment
-                    self._latest = generation.snapshot()
+                    self._latest = dataclasses.replace(snapshot, sources=self._hashes)
                 on_event(Progress(stage="video", segment=chunk.segment, done=done, total=self.resolved.num_frames))
 
     def metadata(self) -> dict[str, str]:
@@ -145,6 +168,7 @@ class Recording:
         origin = {
             "arlon_rt": installed_version(), "bundle": self.bundle.hash, "prompts": prompts,
             "options": dataclasses.asdict(self.resolved), "precision": self.precision,
+            **({"sources": dict(self._hashes)} if self._hashes else {}),
         }
         title = " | ".join(prompt for _, prompt in self.timeline.entries)
         return {"title": title, "comment": json.dumps(origin, ensure_ascii=False)}
@@ -188,13 +212,3 @@ class Recording:
                   file=out)
             if resume:
                 print(f"go on with: {resume}", file=out)
-
-
-def peak_memory() -> int | None:
-    """The most memory this process had at once, in bytes; ``None`` where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

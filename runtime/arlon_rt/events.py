@@ -26,6 +26,18 @@ class Started:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FootageRead:
+    """The command read a file that frames come from, before `Started`."""
+
+    use: str
+    """The argument: ``"extend"``, ``"image"``, ``"repaint"`` or ``"reference"``."""
+    file: str
+    num_frames: int
+    changes: tuple[str, ...]
+    """What was done to bring it to the model's size and rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptCut:
     """A prompt is longer than the model reads, and its end is left out; reported once, before the first segment."""
 
@@ -67,6 +79,10 @@ class Finished:
     wall_seconds: float
     first_chunk_seconds: float
     """From the start to the first chunk."""
+    real_time_factor: float
+    """Seconds of video made in a second; those made before a resumed generation do not count."""
+    peak_memory_bytes: int | None
+    """The most the process had resident at once; ``None`` where the system does not tell."""
     stage_seconds: Mapping[Stage, float]
     """Time each stage worked; with overlap their sum may exceed ``wall_seconds``."""
 
@@ -78,4 +94,4 @@ class Failed:
     error: str
 
 
-Event = Started | PromptCut | Progress | ChunkReady | Finished | Failed
+Event = FootageRead | Started | PromptCut | Progress | ChunkReady | Finished | Failed

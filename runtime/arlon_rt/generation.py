@@ -10,8 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
@@ -19,13 +18,14 @@ from numpy.typing import NDArray
 
 from arlon_rt import flow, noise
 from arlon_rt.ahead import Ahead
-from arlon_rt.ar import OnToken, TokenSource, TokenState
-from arlon_rt.captions import with_scores
+from arlon_rt.ar import TokenSource
 from arlon_rt.config import ModelConfig
+from arlon_rt.drafting import Draft, Drafting, negative_text
 from arlon_rt.errors import Cancelled
-from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Stage, Started
-from arlon_rt.options import ResolvedOptions
+from arlon_rt.events import ChunkReady, Failed, Finished, Started
+from arlon_rt.peak_memory import peak_memory
 from arlon_rt.prompts import Text
+from arlon_rt.reporting import OnEvent, Reporter
 from arlon_rt.request import BEGINNING, Boundary, Chunk, Request
 from arlon_rt.segments import Segment
 from arlon_rt.stages import Stages
@@ -36,25 +36,13 @@ if TYPE_CHECKING:
     from arlon_rt.snapshot import Snapshot
 
 T = TypeVar("T")
-OnEvent = Callable[[Event], object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Draft:
-    """What a segment is denoised from."""
-
-    segment: Segment
-    text: Text
-    coarse: NDArray[np.float32] | None
-    tokens: TokenState | None
-    """Of the token model after it."""
 
 
 class _Part:
     """A segment to be decoded: denoised, or its draft. Each chunk is decoded once, by whichever thread asks first."""
 
     def __init__(
-        self, draft: _Draft, latents: NDArray[np.float32], chunks: int, decode: Callable[[int], NDArray[np.uint8]], *,
+        self, draft: Draft, latents: NDArray[np.float32], chunks: int, decode: Callable[[int], NDArray[np.uint8]], *,
         final: bool,
     ) -> None:
         self.draft, self.latents, self._decode, self.final = draft, latents, decode, final
@@ -137,50 +125,41 @@ class Work:
         self.control = Control()
         self.boundary = start
         self.script = Script(request.prompts, request.segments, request.options.fps, start.segment)
-        self._model, self._report, self._overlap, self._preview = model, report, overlap, preview
-        self._reporting = threading.RLock()
-        self._seconds: dict[Stage, float] = {}
+        self._model, self._overlap, self._preview = model, overlap, preview
+        self._reporter = Reporter(report, self.control)
+        self._drafting = Drafting(stages, model.text, request, self.script, self._reporter)
         self._negative: Text | None = None
 
     def reported(self, turn: AbstractContextManager[None]) -> Generator[Chunk]:
         """The chunks, between the first and the last event."""
         with turn:
-            begun, first = time.monotonic(), None
-            self._emit(self._started())
+            begun, first, begin = time.monotonic(), None, self._next_frame
+            self._reporter.emit(self._started())
             try:
-                for wanted in self._wanted():
+                for wanted in self._drafting.wanted():
                     if cut := self.stages.text_encoder.cut(wanted):
-                        self._emit(cut)
+                        self._reporter.emit(cut)
                 for chunk in self._all_chunks():
                     if not chunk.draft:
                         first = first or time.monotonic() - begun
-                    self._emit(ChunkReady(
+                    self._reporter.emit(ChunkReady(
                         segment=chunk.segment, index=chunk.index, num_frames=len(chunk.frames), draft=chunk.draft
                     ))
                     yield chunk
             except Cancelled:
                 raise
             except Exception as error:
-                self._emit(Failed(error=str(error)))
+                self._reporter.emit(Failed(error=str(error)))
                 raise
-            self._emit(Finished(
-                num_frames=self.request.options.num_frames, wall_seconds=time.monotonic() - begun,
-                first_chunk_seconds=first or 0.0, stage_seconds=dict(self._seconds),
-            ))
+            self._reporter.emit(self._finished(time.monotonic() - begun, first or 0.0, begin))
 
     def tokens(self, source: TokenSource, size: tuple[int, int]) -> NDArray[np.int64]:
         """All tokens (code_frame, row, column) of a video, and nothing else."""
-        negative = negative_text(self.stages, self.request.options)
-        grid = np.zeros((0, *size), np.int64)
-        for segment in self.request.segments:
-            text = self.stages.text_encoder.encode(self._told(self.script.claim(segment)))
-            newest, first = segment_tokens(self.stages, source, text, negative, segment)
-            grid = np.concatenate([grid[:first], newest[0]])
-        return grid
+        return self._drafting.tokens(source, size, negative_text(self.stages, self.request.options))
 
     def _all_chunks(self) -> Generator[Chunk]:
         self._negative = negative_text(self.stages, self.request.options)
-        drafts = self._ahead(self._drafts(), "drafting")
+        drafts = self._ahead(self._drafting.drafts(self.boundary, self._negative), "drafting")
         parts = self._ahead(self._parts(drafts), "denoising")
         try:
             for part in parts:
@@ -190,40 +169,7 @@ class Work:
             drafts.close()
             parts.close()
 
-    def _drafts(self) -> Generator[_Draft]:
-        """Each segment's text and coarse latents."""
-        stages, source, negative = self.stages, self.request.tokens, self._negative
-        if source and self.boundary.tokens:
-            self._restore(source, self.boundary.tokens)
-        for segment in self.request.segments[self.boundary.segment :]:
-            with self._timed("text"):
-                text = stages.text_encoder.encode(self._told(self.script.claim(segment)))
-            self._progress("text", segment)(1, 1)
-            coarse = self._coarse(source, text, negative, segment) if source else None
-            yield _Draft(segment=segment, text=text, coarse=coarse, tokens=source.state() if source else None)
-
-    def _restore(self, source: TokenSource, state: TokenState) -> None:
-        """Bring the token model to where it was after the segment before, or after what the video begins with."""
-        last = self.request.segments[max(0, self.boundary.segment - 1)]
-        prompt = self.script.timeline.at(max(0.0, last.middle(self.request.options.fps)))
-        text = self.stages.text_encoder.encode(self._told(prompt))
-        with self._timed("ar"):
-            source.restore(state, _rows(self.stages, source, text, self._negative))
-
-    def _coarse(
-        self, source: TokenSource, text: Text, negative: Text | None, segment: Segment
-    ) -> NDArray[np.float32]:
-        """Write the segment's tokens and decode them to its coarse latents."""
-        stages, view = self.stages, self.request.view
-        assert stages.vq_decoder
-        with self._timed("ar"):
-            grid, _ = segment_tokens(stages, source, text, negative, segment, self._progress("ar", segment))
-        with self._timed("vq"):
-            coarse = stages.vq_decoder.decode(grid, segment, view.latent_height, view.latent_width)
-        self._progress("vq", segment)(1, 1)
-        return coarse
-
-    def _parts(self, drafts: Iterator[_Draft]) -> Generator[_Part]:
+    def _parts(self, drafts: Iterator[Draft]) -> Generator[_Part]:
         """Each segment denoised, from the frames before it on; before each its draft, where that is asked for."""
         options, negative = self.request.options, self._negative
         denoising, before = self.stages.denoiser.start(self.request.view), self.boundary.before
@@ -232,11 +178,11 @@ class Work:
             if self._preview and draft.coarse is not None:
                 yield self._part(draft, draft.coarse, final=False)
             latents, mask = self._initial_latents(segment, before)
-            with self._timed("dit"):
+            with self._reporter.timed("dit"):
                 latents = denoising.denoise(
                     latents, self._steps(segment, mask), _renoise(segment, latents.shape, options.seed),
                     text=draft.text, negative=negative, coarse=draft.coarse, guided_steps=options.guided_steps,
-                    on_step=self._progress("dit", segment),
+                    on_step=self._reporter.progress("dit", segment),
                 )
             part = self._part(draft, latents, final=True)
             yield part
@@ -251,7 +197,8 @@ class Work:
 
     def _chunks(self, part: _Part) -> Generator[Chunk]:
         """The segment's new frames; its last chunk is where the next segment goes on from."""
-        segment, progress = part.draft.segment, self._progress("vae" if part.final else "draft", part.draft.segment)
+        segment = part.draft.segment
+        progress = self._reporter.progress("vae" if part.final else "draft", segment)
         for i in range(len(part)):
             frames, index = part.frames(i), segment.frames.start + i * self._model.vae.chunk_frames
             progress(i + 1, len(part))
@@ -278,7 +225,7 @@ class Work:
         number = segment.index - (self.request.lead > 0)
         self.request.conditions.place(number, latents, mask, self._model.vae.chunk_latents)
         if before is not None:
-            with self._timed("vae"):
+            with self._reporter.timed("vae"):
                 kept = before if before.dtype == np.float32 else self.stages.vae_encoder.encode(before)
             latents[:, :, : kept.shape[2]] = kept
             mask[: kept.shape[2]] = 0
@@ -290,14 +237,14 @@ class Work:
         times = flow.timesteps(options.num_inference_steps, options.height, options.width, frames, model.flow)
         return flow.schedule(times, mask, model.flow)
 
-    def _part(self, draft: _Draft, latents: NDArray[np.float32], *, final: bool) -> _Part:
+    def _part(self, draft: Draft, latents: NDArray[np.float32], *, final: bool) -> _Part:
         """The segment with its new latents to be decoded; a chunk that the length asked for cuts is decoded whole."""
         decoder, new = self.stages.vae_decoder, latents[:, :, draft.segment.kept :]
         chunks = decoder.chunks(new)
         frames = 1 if new.shape[2] == 1 else chunks * self._model.vae.chunk_frames
 
         def decode(chunk: int) -> NDArray[np.uint8]:
-            with self._timed("vae" if final else "draft"):
+            with self._reporter.timed("vae" if final else "draft"):
                 return decoder.decode_chunk(new, chunk, frames)
 
         return _Part(draft, latents, chunks, decode, final=final)
@@ -305,67 +252,27 @@ class Work:
     def _ahead(self, stage: Generator[T], name: str) -> Generator[T] | Ahead[T]:
         return Ahead(stage, f"arlon-rt {name}") if self._overlap else stage
 
-    def _told(self, prompt: str) -> str:
-        """The prompt with the scores asked for."""
-        options = self.request.options
-        return with_scores(
-            prompt, self._model.text.prompt_suffix, aesthetic_score=options.aesthetic_score,
-            motion_score=options.motion_score, camera_motion=options.camera_motion,
-        )
-
-    def _wanted(self) -> list[str]:
-        """Each prompt once as it is told, the negative one included."""
-        told = [self._told(prompt) for _, prompt in self.request.prompts.entries]
-        return list(dict.fromkeys(text for text in [*told, self.request.options.negative_prompt] if text))
-
     def _started(self) -> Started:
         options, view, unit = self.request.options, self.request.view, self._model.vae.space_stride
         return Started(
             num_frames=options.num_frames, fps=options.fps, segments=len(self.request.segments),
             height=unit * view.latent_height, width=unit * view.latent_width,
-            first_frame=self.request.segments[self.boundary.segment].frames.start, overlap=self._overlap,
+            first_frame=self._next_frame, overlap=self._overlap,
         )
 
-    def _progress(self, stage: Stage, segment: Segment) -> Callable[[int, int], None]:
-        """Where every unit of work passes: it may have to wait here, or end."""
-        def passed(done: int, total: int) -> None:
-            self.control.checkpoint()
-            self._emit(Progress(stage=stage, segment=segment.index, done=done, total=total))
+    @property
+    def _next_frame(self) -> int:
+        """Number of the first frame after the boundary."""
+        return self.request.segments[self.boundary.segment].frames.start
 
-        return passed
-
-    def _emit(self, event: Event) -> None:
-        with self._reporting:
-            self._report(event)
-
-    @contextmanager
-    def _timed(self, stage: Stage) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._reporting:
-                self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - begun
-
-
-def negative_text(stages: Stages, options: ResolvedOptions) -> Text | None:
-    """What guidance steers away from, where the request names it."""
-    return stages.text_encoder.encode(options.negative_prompt) if options.negative_prompt else None
-
-
-def segment_tokens(
-    stages: Stages, source: TokenSource, text: Text, negative: Text | None, segment: Segment,
-    on_token: OnToken = lambda done, total: None,
-) -> tuple[NDArray[np.int64], int]:
-    """The segment's tokens (1, code_frame, row, column) and the number of their first code-frame."""
-    assert stages.vq_decoder
-    code_frames = segment.code_frames(stages.vq_decoder.config.stride[0])
-    return source.extend(_rows(stages, source, text, negative), code_frames, on_token), code_frames.start
-
-
-def _rows(stages: Stages, source: TokenSource, text: Text, negative: Text | None) -> list[Text]:
-    """The prompts of the token model's batch."""
-    return [text, negative or stages.text_encoder.null()] if source.guided else [text]
+    def _finished(self, wall: float, first_chunk: float, begin: int) -> Finished:
+        """After ``wall`` seconds in which all frames from number ``begin`` on were made."""
+        options = self.request.options
+        return Finished(
+            num_frames=options.num_frames, wall_seconds=wall, first_chunk_seconds=first_chunk,
+            real_time_factor=(options.num_frames - begin) / options.fps / wall, peak_memory_bytes=peak_memory(),
+            stage_seconds=dict(self._reporter.seconds),
+        )
 
 
 def _renoise(segment: Segment, shape: tuple[int, ...], seed: int) -> Callable[[int], NDArray[np.float32]]:

@@ -19,9 +19,10 @@ from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.conditioning import NOTHING, Conditions, Placement
 from arlon_rt.dit import View
 from arlon_rt.errors import ArlonError, OptionsError
-from arlon_rt.generation import Generation, OnEvent, Work
+from arlon_rt.generation import Generation, Work
 from arlon_rt.given import Given, checked_frames
 from arlon_rt.options import GenerateOptions, ResolvedOptions
+from arlon_rt.reporting import OnEvent
 from arlon_rt.request import BEGINNING, Boundary, Request, check_boundary, checked_lead
 from arlon_rt.segments import Segment, plan
 from arlon_rt.snapshot import Machine, Snapshot

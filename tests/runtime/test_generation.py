@@ -322,6 +322,10 @@ def test_the_last_event_says_where_the_time_went(pipeline: Pipeline, overlap: bo
     assert set(finished.stage_seconds) == {"text", "ar", "vq", "dit", "vae"}
     if not overlap:
         assert sum(finished.stage_seconds.values()) < finished.wall_seconds
+    video = OPTIONS.resolved(pipeline.bundle)
+    assert finished.real_time_factor == pytest.approx(video.num_frames / video.fps / finished.wall_seconds)
+    assert finished.peak_memory_bytes is not None
+    assert finished.peak_memory_bytes > 1 << 20
 
 
 @pytest.mark.parametrize("first", [17, 34, 51])

@@ -184,6 +184,9 @@ def test_json_says_how_to_go_on(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert lines[-1]["num_frames"] == FRAMES
     assert set(lines[-1]["stage_seconds"]) == {"text", "ar", "vq", "dit", "vae"}
     assert lines[-1]["peak_memory_bytes"] > 1 << 20
+    finished = lines[-2]
+    assert finished["event"] == "finished"
+    assert finished["real_time_factor"] == pytest.approx((FRAMES - 119) / 24 / finished["wall_seconds"])
 
 
 @pytest.fixture

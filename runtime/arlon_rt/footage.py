@@ -1,0 +1,260 @@
+"""Clips and images from outside, brought to a model's size and rate; what was done is told in words.
+
+Files are taken for hostile: containers and pictures of usual kinds alone are opened, and nothing that they name.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from arlon_rt.encoding import BT709, FULL, LIMITED
+from arlon_rt.errors import OptionsError
+
+if TYPE_CHECKING:
+    import av
+
+FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,apng,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"
+"""FFmpeg's names of what is opened: no playlist, no list of files, no device."""
+MOST_PIXELS = 8192 * 8192
+"""Of a picture."""
+BT601, BT2020 = 5, 9
+MATRICES = {1: BT709, 4: BT601, 5: BT601, 6: BT601, 7: BT601, 9: BT2020, 10: BT2020}
+"""FFmpeg's number of the matrix a frame is tagged with -> the one that its conversion knows."""
+HDR = {16: "PQ", 18: "HLG"}
+"""Transfer functions (ITU-T H.273) that would need tone mapping."""
+SD_LINES = 720
+"""Untagged pictures with fewer lines have the matrix of BT.601, as players take it."""
+MARGIN_SECONDS = 2.0
+"""Read before what is wanted of a clip's end, since containers round their lengths."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Footage:
+    """Frames that were read."""
+
+    frames: NDArray[np.uint8]
+    """(frame, height, width, 3), RGB."""
+    changes: tuple[str, ...]
+    """What was done to them, a phrase each."""
+
+
+def read_clip(
+    path: str | os.PathLike[str], *, height: int, width: int, fps: float, most_frames: int, at_least: int = 1,
+    end: bool = True,
+) -> Footage:
+    """The last ``most_frames`` frames of a clip, or the first ones, at ``fps`` frames a second.
+
+    Frame k is what the clip shows at second k/fps. Pictures are scaled to cover ``height`` and ``width`` (pixels) and
+    cut to their middle. Memory holds the frames that are returned, whatever the clip's length.
+
+    Raises:
+        OptionsError: the file cannot be read or used, or gives fewer than ``at_least`` frames.
+    """
+    with _opened(path) as (container, stream):
+        fitting = _Fitting(path, height, width, stream.sample_aspect_ratio or Fraction(1))
+        timing = _Timing(fps, most_frames, end)
+        broken, rate = _decode(container, stream, fitting, timing), stream.average_rate
+    made = timing.frames()
+    if len(made) < at_least:
+        reason = f"; it ends with {broken}" if broken else ""
+        raise OptionsError(
+            f"clip {str(path)!r} gives {len(made)} frames at {fps:g} a second; {at_least} or more are needed, that is "
+            f"{at_least / fps:.2f} seconds{reason}"
+        )
+    changes = [*fitting.changes]
+    if rate is not None and abs(float(rate) - fps) > 0.005:
+        changes.append(f"{float(rate):.5g} frames a second brought to {fps:g}")
+    if len(made) < timing.total or timing.more:
+        of = "" if timing.more else f" of {timing.total}"
+        changes.append(f"the {'last' if end else 'first'} {len(made)}{of} frames taken")
+    if broken:
+        changes.append(f"what is after them left out, since it does not decode ({broken})")
+    return Footage(frames=np.stack(made), changes=tuple(changes))
+
+
+def read_image(path: str | os.PathLike[str], *, height: int, width: int) -> Footage:
+    """An image as one frame; of a clip or an animation, the first picture. Sizes as in `read_clip`.
+
+    Raises:
+        OptionsError: the file cannot be read or used.
+    """
+    with _opened(path) as (container, stream):
+        fitting = _Fitting(path, height, width, stream.sample_aspect_ratio or Fraction(1))
+        timing = _Timing(1.0, 1, end=False)
+        if broken := _decode(container, stream, fitting, timing):
+            raise OptionsError(f"image {str(path)!r} does not decode: {broken}")
+    return Footage(frames=np.stack(timing.frames()), changes=tuple(fitting.changes))
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
+    """The container and its first picture track."""
+    import av
+
+    name = Path(path)
+    if not name.is_file():
+        what = "is no file" if name.exists() else "does not exist"
+        raise OptionsError(f"{str(path)!r} {what}; name a clip or an image")
+    try:
+        with name.open("rb") as file, av.open(
+            file, options={"max_pixels": str(MOST_PIXELS)},
+            container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
+        ) as container:
+            if not container.streams.video:
+                raise OptionsError(f"{str(path)!r} has no picture; name a clip or an image")
+            stream = container.streams.video[0]
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > MOST_PIXELS:
+                raise OptionsError(f"{str(path)!r} is {width}×{height}; {MOST_PIXELS} pixels are the most")
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}   # not all headers tell the size
+            yield container, stream
+    except OptionsError:
+        raise
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OptionsError(f"{str(path)!r} cannot be read as a clip or an image: {reason}") from error
+
+
+def _decode(container: Any, stream: Any, fitting: _Fitting, timing: _Timing) -> str | None:
+    """Decode what ``timing`` wants of the track; returns what is wrong with the file where it ends early."""
+    import av
+
+    begin = float((stream.start_time or 0) * stream.time_base)
+    length = _seconds(container, stream)
+    skipped = (length or 0.0) - timing.most / timing.fps - MARGIN_SECONDS
+    if timing.end and skipped > 0:
+        try:
+            container.seek(int((begin + skipped) / stream.time_base), stream=stream)
+        except av.FFmpegError:
+            container.seek(0)   # what cannot be searched is decoded from the start
+    try:
+        for number, frame in enumerate(container.decode(stream)):
+            at = number / timing.fps if frame.time is None else frame.time - begin
+            if not timing.take(at, lambda frame=frame: fitting.fitted(frame)):
+                return None
+    except av.FFmpegError as error:
+        return str(error.strerror or error)
+    return None
+
+
+def _seconds(container: Any, stream: Any) -> float | None:
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / 1e6
+
+
+class _Timing:
+    """Which pictures are shown at whole multiples of 1/fps; holds the last ``most``, or ends after the first ones."""
+
+    def __init__(self, fps: float, most: int, end: bool) -> None:
+        self.fps, self.most, self.end = fps, most, end
+        self.total = 0
+        """Frames up to here, those before what was read included."""
+        self.more = False
+        """Whether the rest was not looked at."""
+        self._held: deque[NDArray[np.uint8]] = deque(maxlen=most)
+        self._shown: tuple[float, Any] | None = None
+        self._step = 1 / fps
+
+    def take(self, at: float, picture: Any) -> bool:
+        """Note that ``picture()`` is shown from second ``at`` on; ``False``: no more is wanted."""
+        if self._shown is None:
+            self.total = max(0, math.ceil(at * self.fps - 0.5))
+        else:
+            self._step = at - self._shown[0]
+            self._show_until(at)
+        self._shown = at, picture
+        self.more = not self.end and len(self._held) == self.most
+        return not self.more
+
+    def frames(self) -> list[NDArray[np.uint8]]:
+        """What is held once all was taken."""
+        if self._shown is not None and not self.more:
+            self._show_until(self._shown[0] + max(self._step, 0.5 / self.fps))
+            self._shown = None
+        return list(self._held)
+
+    def _show_until(self, end: float) -> None:
+        """Show the last picture at every multiple before ``end``; half a frame counts as on time."""
+        assert self._shown
+        shown = None
+        while self.total < end * self.fps - 0.5 and (self.end or len(self._held) < self.most):
+            shown = shown if shown is not None else self._shown[1]()
+            self._held.append(shown)
+            self.total += 1
+
+
+@dataclass
+class _Fitting:
+    """Pictures to RGB frames of one size."""
+
+    path: str | os.PathLike[str]
+    height: int
+    width: int
+    pixel_aspect: Fraction
+    """Width of a pixel over its height."""
+    changes: list[str] = field(default_factory=list)
+    """What is done to each; as the first one needs it."""
+
+    def fitted(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """(height, width, 3)."""
+        if (trc := HDR.get(int(frame.color_trc or 0))) is not None:
+            raise OptionsError(
+                f"{str(self.path)!r} is HDR ({trc}), whose light would need tone mapping; convert it to BT.709 first"
+            )
+        turns = round((frame.rotation or 0) / 90) % 4
+        height, width = (self.width, self.height) if turns % 2 else (self.height, self.width)
+        pixels = self._scaled(frame, *self._cover(frame, height, width))
+        top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+        cut = np.rot90(pixels[top : top + height, left : left + width], turns)
+        if turns:
+            self._note(f"turned by {90 * turns} degrees, as the file says")
+        return np.ascontiguousarray(cut)
+
+    def _cover(self, frame: av.VideoFrame, height: int, width: int) -> tuple[int, int]:
+        """The size (height, width) that covers the wanted one, its pixels square."""
+        shape = float(self.pixel_aspect * frame.width / frame.height)
+        scaled = (height, round(height * shape)) if shape * height >= width else (round(width / shape), width)
+        rows, columns = max(scaled[0], height), max(scaled[1], width)
+        if (rows, columns) != (frame.height, frame.width):
+            self._note(f"{frame.width}×{frame.height} scaled to {columns}×{rows}")
+        if (rows, columns) != (height, width):
+            self._note(f"cut to {width}×{height}")
+        return rows, columns
+
+    def _scaled(self, frame: av.VideoFrame, rows: int, columns: int) -> NDArray[np.uint8]:
+        from av.video.reformatter import Interpolation
+
+        coloured = any(component.is_alpha for component in frame.format.components) or frame.format.name == "pal8"
+        as_rgb = frame.format.is_rgb or frame.format.name == "pal8"
+        full = as_rgb or int(frame.color_range) == FULL or frame.format.name.startswith("yuvj")
+        untagged = BT601 if frame.height < SD_LINES else BT709
+        smaller = rows * columns < frame.height * frame.width
+        shown = frame.reformat(
+            columns, rows, format="rgba" if coloured else "rgb24",
+            src_colorspace=None if as_rgb else MATRICES.get(int(frame.colorspace), untagged),
+            src_color_range=FULL if full else LIMITED, dst_color_range=FULL,
+            interpolation=Interpolation.AREA if smaller else Interpolation.BICUBIC,
+        )
+        pixels = shown.to_ndarray().astype(np.uint8, copy=False)
+        if coloured:
+            alpha = pixels[..., 3:].astype(np.uint16)
+            if (alpha < 255).any():
+                self._note("transparent parts put on black")
+            pixels = ((pixels[..., :3] * alpha + 127) // 255).astype(np.uint8)
+        return pixels
+
+    def _note(self, change: str) -> None:
+        if change not in self.changes:
+            self.changes.append(change)
