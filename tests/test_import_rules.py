@@ -24,7 +24,8 @@ MAY_IMPORT = {
 }
 """Modules that only these packages may import."""
 FEW_FILES = {
-    "onnxruntime": ("backends/ort.py",), "tensorrt": ("backends/trt.py",), "tensorrt_rtx": ("backends/trt.py",),
+    "onnxruntime": ("backends/ort.py",), "tensorrt": ("backends/trt_library.py",),
+    "tensorrt_rtx": ("backends/trt_library.py",),
     "av": ("video.py", "encoding.py", "footage.py"), "sentencepiece": ("text.py",),
 }
 """Modules that only these files of arlon_rt may import, inside a function."""

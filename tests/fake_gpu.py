@@ -1,0 +1,279 @@
+"""A GPU and a TensorRT that are not there: memory is numpy's, engines are ONNX Runtime, work waits until it must.
+
+Nothing runs before a `wait` or a `download`, memory is overwritten when it is freed or held for activations, and what
+is used after it was freed is an error: so that the backend's own mistakes show.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arlon_rt.backends.session import open_session
+from arlon_rt.bundle import Bundle
+from arlon_rt.graphs import GraphSpec
+from arlon_rt.manifest import signature
+
+ALIGNED = 256
+JUNK = 0xA5
+
+
+class Memory:
+    """Device memory in numpy's."""
+
+    def __init__(self, size: int, stream: Stream) -> None:
+        self._whole = np.full(size + ALIGNED, JUNK, np.uint8)
+        self.size, self._stream = size, stream
+        self.address = -(-self._whole.ctypes.data // ALIGNED) * ALIGNED
+
+    @property
+    def bytes(self) -> np.ndarray:
+        offset = self.address - self._whole.ctypes.data
+        return self._whole[offset : offset + self.size]
+
+    def __del__(self) -> None:
+        whole, gpu, address = self._whole, self._stream.gpu, self.address
+
+        def free() -> None:
+            whole[:] = JUNK
+            gpu.memory.pop(address, None)
+
+        gpu.live -= self.size
+        self._stream.work.append(free)
+
+
+class Stream:
+    """Work in one order, none of it done before somebody waits."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu, self.work = gpu, []
+        self.handle = next(gpu.numbers)
+        gpu.streams[self.handle] = self
+
+    def allocate(self, size: int) -> Memory:
+        memory = Memory(max(size, 1), self)
+        self.gpu.memory[memory.address] = memory.bytes
+        self.gpu.live += memory.size
+        self.gpu.most = max(self.gpu.most, self.gpu.live)
+        return memory
+
+    def upload(self, memory: Memory, array: np.ndarray) -> None:
+        content, target = array.tobytes(), memory.bytes
+        assert len(content) <= memory.size
+        self.work.append(lambda: target[: len(content)].__setitem__(slice(None), np.frombuffer(content, np.uint8)))
+
+    def download(self, memory: Memory, array: np.ndarray) -> None:
+        self.wait()
+        array.reshape(-1).view(np.uint8)[:] = memory.bytes[: array.nbytes]
+
+    def copy(self, target: Memory, source: Memory, size: int) -> None:
+        into, out = target.bytes, source.bytes
+        self.work.append(lambda: into[:size].__setitem__(slice(None), out[:size]))
+
+    def wait(self) -> None:
+        work, self.work = self.work, []
+        for step in work:
+            step()
+
+    def make_current(self) -> None:
+        self.gpu.threads.add(threading.get_ident())
+
+
+class FakeGpu:
+    """What a test looks at."""
+
+    def __init__(self) -> None:
+        self.numbers = itertools.count(1000)
+        self.streams: dict[int, Stream] = {}
+        self.memory: dict[int, np.ndarray] = {}
+        self.live = self.most = 0
+        """Bytes that are allocated, now and at most."""
+        self.threads: set[int] = set()
+        self.ran: list[tuple[str, int, int]] = []
+        """(graph, stream, profile) of each execution."""
+
+    def stream(self) -> Stream:
+        return Stream(self)
+
+    def settle(self) -> None:
+        """Let all streams do what they have left."""
+        for stream in self.streams.values():
+            stream.wait()
+
+
+class DataType(enum.Enum):
+    float32 = 0
+    float16 = 1
+    int64 = 2
+    bool = 3
+    uint8 = 4
+
+
+class TensorRT:
+    """The parts of the module that the backend uses, for one `FakeGpu`."""
+
+    class ILogger:
+        class Severity(enum.IntEnum):
+            INTERNAL_ERROR, ERROR, WARNING = range(3)
+
+        def __init__(self) -> None: ...
+
+    class ExecutionContextAllocationStrategy(enum.Enum):
+        STATIC, USER_MANAGED = range(2)
+
+    @staticmethod
+    def nptype(kind: DataType) -> type:
+        return np.dtype(kind.name).type
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu = gpu
+
+    def Runtime(self, log: Any) -> Runtime:
+        return Runtime(self.gpu, log)
+
+
+def plan_of(bundle: Path, graph: str, precision: str, **changed: Any) -> bytes:
+    """What the fake runtime takes for a serialised engine of a graph."""
+    return json.dumps({"bundle": str(bundle), "graph": graph, "precision": precision, **changed}).encode()
+
+
+class Runtime:
+    def __init__(self, gpu: FakeGpu, log: Any) -> None:
+        self.gpu, self.log = gpu, log
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        try:
+            return Engine(self.gpu, self.log, **json.loads(plan))
+        except ValueError:
+            self.log.log(TensorRT.ILogger.Severity.WARNING, "just a warning")
+            self.log.log(TensorRT.ILogger.Severity.ERROR, "magic tag does not match")
+            return None
+
+
+class Engine:
+    """One graph; ``profiles`` are axis ranges that narrow those of graphs.py."""
+
+    def __init__(
+        self, gpu: FakeGpu, log: Any, bundle: str, graph: str, precision: str,
+        profiles: list[dict[str, list[int]]] | None = None, lost: str = "", copied: str = "", wide: str = "",
+        failing: bool = False,
+    ) -> None:
+        opened = Bundle.open(Path(bundle))
+        self.gpu, self.log, self.failing, self._copied = gpu, log, failing, copied
+        self.session: Any = open_session(opened, graph, precision=precision, threads=1)
+        self.spec: GraphSpec = opened.spec(graph)
+        self._profiles = profiles or [{}]
+        tensors = (*self.spec.inputs, *self.spec.outputs)
+        told = {name: (dtype, axes) for name, dtype, axes in signature(tensors, precision)}
+        self.tensors = {n: ("float32" if n == wide else d, a) for n, (d, a) in told.items() if n != lost}
+
+    num_optimization_profiles = property(lambda self: len(self._profiles))
+    num_io_tensors = property(lambda self: len(self.tensors))
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType[self.tensors[name][0]]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(axis if isinstance(axis, int) else -1 for axis in self.tensors[name][1])
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        alias = next(t.alias for t in self.spec.outputs if t.name == name)
+        return None if name == self._copied else alias
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        def size(axis: int | str, which: int) -> int:
+            if isinstance(axis, int):
+                return axis
+            usual = self.spec.axis(axis)
+            return self._profiles[index].get(axis, [usual.min, usual.opt, usual.max])[which]
+
+        return [tuple(size(axis, which) for axis in self.tensors[name][1]) for which in range(3)]
+
+    def create_execution_context(self, strategy: Any) -> Context:
+        assert strategy is TensorRT.ExecutionContextAllocationStrategy.USER_MANAGED
+        return Context(self)
+
+
+class Context:
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.shapes, self.addresses = engine, {}, {}
+        self.profile: int | None = None
+        self.activations = 0, 0
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.profile = index
+        return index < self.engine.num_optimization_profiles
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        least, _, most = self.engine.get_tensor_profile_shape(name, self.profile)
+        self.shapes[name] = shape
+        return all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert set(self.shapes) == {t.name for t in self.engine.spec.inputs}
+        self.needed = 64 * sum(int(np.prod(shape)) for shape in self.shapes.values())
+        return self.needed
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert address % ALIGNED == 0
+        assert size >= self.needed
+        self.activations = address, size
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        sizes: dict[str, int] = {}
+        for tensor in self.engine.spec.inputs:
+            sizes |= {a: n for a, n in zip(tensor.axes, self.shapes[tensor.name], strict=True) if isinstance(a, str)}
+        tensor = next(t for t in self.engine.spec.outputs if t.name == name)
+        known = {**sizes, **self._derived(sizes)}
+        return tuple(axis if isinstance(axis, int) else known.get(axis, -1) for axis in tensor.axes)
+
+    def _derived(self, sizes: dict[str, int]) -> dict[str, int]:
+        """Output axes that no input has: run on zeros, as an engine would infer them."""
+        out = {a for t in self.engine.spec.outputs for a in t.axes if isinstance(a, str)} - set(sizes)
+        if not out:
+            return {}
+        feed = {t.name: np.zeros(self.shapes[t.name], self.engine.tensors[t.name][0]) for t in self.engine.spec.inputs}
+        made = self.engine.session.run(feed)
+        return {a: n for t in self.engine.spec.outputs
+                for a, n in zip(t.axes, made[t.name].shape, strict=True) if a in out}
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return address in self.engine.gpu.memory
+
+    def execute_async_v3(self, stream: int) -> bool:
+        engine = self.engine
+        if engine.failing:
+            engine.log.log(TensorRT.ILogger.Severity.ERROR, "an illegal memory access")
+            return False
+        engine.gpu.ran.append((engine.spec.name, stream, self.profile))
+        addresses, shapes, activations = dict(self.addresses), dict(self.shapes), self.activations[0]
+        engine.gpu.streams[stream].work.append(lambda: _execute(engine, addresses, shapes, activations))
+        return True
+
+
+def _execute(
+    engine: Engine, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], activations: int
+) -> None:
+    memory = engine.gpu.memory
+    memory[activations][:] = JUNK
+    feed = {}
+    for tensor in engine.spec.inputs:
+        dtype = np.dtype(engine.tensors[tensor.name][0])
+        size = int(np.prod(shapes[tensor.name])) * dtype.itemsize
+        feed[tensor.name] = memory[addresses[tensor.name]][:size].view(dtype).reshape(shapes[tensor.name]).copy()
+    for name, value in engine.session.run(feed).items():
+        content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        memory[addresses[name]][: content.size] = content
+
+
+
