@@ -30,18 +30,22 @@ class Given:
             raise OptionsError(f"after has {len(frames)} frames; it takes one, an image, or {chunk} and more, a clip")
         return frames[-min(len(frames) // chunk * chunk, self._model.video.segment_frames) :]
 
-    def reference(self, frames: NDArray[np.uint8], view: View) -> Reference:
-        """An image (one frame) or a clip for a video to take frames from.
+    def reference(self, frames: NDArray[np.uint8], view: View, *, for_image: bool) -> Reference:
+        """An image (one frame) or a clip to take frames from, for a video or ``for_image``.
+
+        In a video an image is the first latent of a chunk in which it stands still: that is what is decoded, and what a
+        transformer was trained to go on from. Encoded alone, as Open-Sora does, its colours shift.
 
         Raises:
             OptionsError: it is not of the video's size.
         """
         self._check(frames, view, "a reference")
         encode = self._stages.vae_encoder.encode_clip
-        latents = encode(frames)
         if len(frames) > 1:
+            latents = encode(frames)
             return Reference(latents=latents, drafted=latents)
-        return Reference(latents=latents, drafted=encode(np.repeat(frames, self._model.vae.chunk_frames, axis=0)))
+        still = encode(np.repeat(frames, self._model.vae.chunk_frames, axis=0))
+        return Reference(latents=encode(frames) if for_image else still[:, :, :1], drafted=still)
 
     def latents(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Latents (1, channel, frame, height, width) of a clip."""

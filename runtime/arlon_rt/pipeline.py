@@ -121,8 +121,9 @@ class Pipeline:
         Raises:
             OptionsError: a prompt, an option or the tokens cannot be used.
         """
-        view = self._view(options.resolved(self.bundle))
-        conditions = self._conditions(after, references, mask_strategy, view)
+        resolved = options.resolved(self.bundle)
+        view = self._view(resolved)
+        conditions = self._conditions(after, references, mask_strategy, view, for_image=resolved.num_frames == 1)
         if after is None or len(after) == 1:
             request, start = self._request(prompt, options, tokens, conditions), BEGINNING
         else:
@@ -235,7 +236,8 @@ class Pipeline:
         return Generation(work, self._one_at_a_time(), snapshot)
 
     def _conditions(
-        self, after: NDArray[np.uint8] | None, references: Sequence[NDArray[np.uint8]], mask_strategy: str, view: View
+        self, after: NDArray[np.uint8] | None, references: Sequence[NDArray[np.uint8]], mask_strategy: str,
+        view: View, *, for_image: bool,
     ) -> Conditions:
         """What the video takes over, an image that it begins with included."""
         placements = Placement.parse(mask_strategy)
@@ -246,7 +248,9 @@ class Pipeline:
             )
         images = [frames for frames in (after,) if frames is not None and len(frames) == 1]
         begin = [Placement(reference=len(references) + i) for i in range(len(images))]
-        frames = [self._given.reference(np.asarray(f), view) for f in (*references, *images)]
+        frames = [
+            self._given.reference(np.asarray(f), view, for_image=for_image) for f in (*references, *images)
+        ]
         return Conditions(references=tuple(frames), placements=(*placements, *begin))
 
     def _after(self, request: Request, lead: NDArray[np.uint8]) -> Boundary:

@@ -93,7 +93,7 @@ def test_references_are_kept_and_the_rest_is_made(folder: Path) -> None:
         list(pipeline.stream(PROMPT, TWO, references=[first, last], mask_strategy="0;1,1,-5,-5,5"))
         encode = pipeline._stages.vae_encoder.encode_clip
         start, end = calls["dit"][0], calls["dit"][4]
-        assert np.array_equal(start["latents"][:, :, :1], encode(first))
+        assert np.array_equal(start["latents"][:, :, :1], encode(np.repeat(first, 17, axis=0))[:, :, :1])
         assert np.array_equal(end["latents"][:, :, 15:], encode(last)[:, :, 5:])
         assert start["frame_mask"].tolist() == [False] + [True] * 19
         assert end["frame_mask"].tolist() == [False] * 5 + [True] * 10 + [False] * 5
@@ -112,6 +112,14 @@ def test_with_an_edit_ratio_frames_join_on_the_way(folder: Path) -> None:
     assert [mask.all() for mask in masks] == [i >= at for i in range(10)]
     assert not any(mask.any() for mask in masks[:at])
     assert calls["dit"][at]["timestep"][0] <= 500 < calls["dit"][at - 1]["timestep"][0]
+
+
+def test_an_image_of_its_own_is_encoded_alone(folder: Path) -> None:
+    pipeline, calls = watched(folder)
+    with pipeline:
+        one = GenerateOptions(num_frames=1)
+        list(pipeline.stream(PROMPT, one, references=[clip(1)], mask_strategy="0,0,0,0,1,0.5"))
+        assert np.array_equal(calls["dit"][0]["latents"], pipeline._stages.vae_encoder.encode(clip(1)))
 
 
 def test_an_image_is_made_anew_in_part(pipeline: Pipeline) -> None:
