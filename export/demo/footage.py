@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 CLIP, MADE = 68, 102
 """Frames that are there, and that are made."""
+GUIDANCE = 2.5
+"""Of text over tokens, where a clip is painted as another prompt says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +64,10 @@ def animated(pipeline: Pipeline, scene: Scene, other: Scene, seed: int) -> Seen:
     return _gone_on(pipeline, scene, canonical(scene), render(scene, 1), seed)
 
 
-def repainted(pipeline: Pipeline, scene: Scene, other: Scene, seed: int) -> Seen:
+def repainted(pipeline: Pipeline, scene: Scene, other: Scene, seed: int, guidance_scale: float | None = None) -> Seen:
     """A clip of ``scene`` is painted as ``other``."""
     tokens = pipeline.tokens_of(render(scene, CLIP))
-    options = GenerateOptions(num_frames=CLIP, seed=seed)
+    options = GenerateOptions(num_frames=CLIP, seed=seed, guidance_scale=guidance_scale)
     seen = measure(pipeline.generate(canonical(other), options, tokens=tokens).frames)
     looks, moves = matches(seen, other), matches(seen, scene)
     return Seen(right={a: (moves if a in ("direction", "speed") else looks)[a] for a in ATTRIBUTES},
@@ -84,6 +87,7 @@ def _gone_on(pipeline: Pipeline, scene: Scene, prompt: str, given: Pixels, seed:
 KINDS: dict[str, Callable[[Pipeline, Scene, Scene, int], Seen]] = {
     "a clip continued": extended, "a clip continued, background unsaid": extended_unsaid,
     "an image set in motion": animated, "a clip repainted by another prompt": repainted,
+    f"likewise, guidance scale {GUIDANCE}": partial(repainted, guidance_scale=GUIDANCE),
 }
 
 
