@@ -199,7 +199,7 @@ def savings(pipeline: Pipeline, rounds: int, seconds: float) -> list[dict[str, A
     for _ in range(rounds + 1):
         for side in sides:
             chunks, begun = [], time.perf_counter()
-            for chunk in laborious(pipeline, pipeline._request(PROMPT, options, None), side):
+            for chunk in laborious(pipeline, pipeline._requests.checked(PROMPT, options, None), side):
                 chunks.append(chunk.frames)
             walls[side].append(time.perf_counter() - begun)
             frames[side] = np.concatenate(chunks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,25 +14,20 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.ar import GivenTokens, Sampling, TokenSource, TokenStream
+from arlon_rt.ar import GivenTokens
 from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.conditioning import NOTHING, Conditions, Placement
-from arlon_rt.dit import View
 from arlon_rt.errors import ArlonError, OptionsError
 from arlon_rt.generation import Generation, Work
 from arlon_rt.given import Given, checked_frames
-from arlon_rt.options import GenerateOptions, ResolvedOptions
+from arlon_rt.options import GenerateOptions
 from arlon_rt.reporting import OnEvent
-from arlon_rt.request import BEGINNING, Boundary, Request, check_boundary, checked_lead
-from arlon_rt.segments import Segment, plan
+from arlon_rt.request import Boundary, Request, check_boundary, checked_lead
+from arlon_rt.requesting import Prompts, Requests
 from arlon_rt.snapshot import Machine, Snapshot
 from arlon_rt.stages import Stages
 from arlon_rt.timeline import Timeline
 
-Prompts = str | Timeline | Iterable[tuple[float, str]]
 USUAL = GenerateOptions()
-IMAGE_FPS = 120.0
-"""What Open-Sora tells its transformer in place of frames a second when it makes an image (spec 5.3)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +57,7 @@ class Pipeline:
         """From stages that are open; `Pipeline.open` is the usual way. The rest says what they run on."""
         self.bundle, self._stages = bundle, stages
         self._machine = Machine(backend=backend, device=device, precision=stages.precision, threads=threads)
-        self._given = Given(stages, bundle.model)
+        self._requests, self._given = Requests(bundle, stages), Given(stages, bundle.model)
         self._turn, self._owner = threading.Lock(), 0
 
     @classmethod
@@ -121,17 +116,7 @@ class Pipeline:
         Raises:
             OptionsError: a prompt, an option or the tokens cannot be used.
         """
-        resolved = options.resolved(self.bundle)
-        view = self._view(resolved)
-        conditions = self._conditions(after, references, mask_strategy, view, for_image=resolved.num_frames == 1)
-        if after is None or len(after) == 1:
-            request, start = self._request(prompt, options, tokens, conditions), BEGINNING
-        else:
-            if tokens is not None:
-                raise OptionsError("tokens and after are both given; a video that goes on writes its own tokens")
-            lead = self._given.lead(np.asarray(after), view)
-            request = self._request(prompt, options, None, conditions, len(lead))
-            start = self._after(request, lead)
+        request, start = self._requests.begun(prompt, options, tokens, after, references, mask_strategy)
         return self._generation(request, start, on_event, overlap=overlap, preview=preview)
 
     def resume(
@@ -159,7 +144,7 @@ class Pipeline:
                     f"another video; open the pipeline with {name}={value!r:.40}"
                 )
         lead = checked_lead(taken.lead, self.bundle.model)
-        request = self._request(taken.prompts, taken.options, taken.given_tokens, taken.conditions, lead)
+        request = self._requests.checked(taken.prompts, taken.options, taken.given_tokens, taken.conditions, lead)
         check_boundary(taken.boundary, request, self.bundle.model)
         return self._generation(request, taken.boundary, on_event, overlap=overlap, preview=preview)
 
@@ -178,13 +163,13 @@ class Pipeline:
         Raises:
             OptionsError: a prompt or an option cannot be used, or the request injects no tokens.
         """
-        request = self._request(prompt, options, None)
+        request = self._requests.checked(prompt, options, None)
         source = request.tokens
         if source is None:
             raise OptionsError("this request injects no tokens: the bundle has no token model, or inject is False")
         work = Work(self._stages, self.bundle.model, request, lambda event: None)
         with self._one_at_a_time():
-            return work.tokens(source, self._code_size(request.view))
+            return work.tokens(source, self._requests.code_size(request.view))
 
     def tokens_of(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The tokens (code_frame, row, column) of a clip (frame, height, width, 3), to be rendered anew.
@@ -234,88 +219,6 @@ class Pipeline:
             )
 
         return Generation(work, self._one_at_a_time(), snapshot)
-
-    def _conditions(
-        self, after: NDArray[np.uint8] | None, references: Sequence[NDArray[np.uint8]], mask_strategy: str,
-        view: View, *, for_image: bool,
-    ) -> Conditions:
-        """What the video takes over, an image that it begins with included."""
-        placements = Placement.parse(mask_strategy)
-        if references and not placements:
-            raise OptionsError(
-                "references are given, but mask_strategy does not say where they go; e.g. '0' puts the first latent of "
-                "the first one at the start of the video"
-            )
-        images = [frames for frames in (after,) if frames is not None and len(frames) == 1]
-        begin = [Placement(reference=len(references) + i) for i in range(len(images))]
-        frames = [
-            self._given.reference(np.asarray(f), view, for_image=for_image) for f in (*references, *images)
-        ]
-        return Conditions(references=tuple(frames), placements=(*placements, *begin))
-
-    def _after(self, request: Request, lead: NDArray[np.uint8]) -> Boundary:
-        """Where a video begins that goes on from these frames."""
-        tokens, before = None, lead[-self.bundle.model.vae.chunk_frames :]
-        if isinstance(request.tokens, TokenStream):
-            assert self.bundle.model.vq
-            written = self._given.tokens(latents := self._given.latents(lead))
-            known = latents.shape[2] // self.bundle.model.vq.stride[0]   # a code half of which is to come is not known
-            tokens = request.tokens.after(written[:, :known])
-        kept = self._given.latents(before) if request.options.reuse_latents else before
-        return Boundary(segment=1, before=kept, tokens=tokens)
-
-    def _request(
-        self, prompt: Prompts, options: GenerateOptions, tokens: NDArray[np.integer] | None,
-        conditions: Conditions = NOTHING, lead: int = 0,
-    ) -> Request:
-        """The request, checked."""
-        prompts, resolved = Timeline.of(prompt), options.resolved(self.bundle)
-        unwanted = [resolved.negative_prompt] if resolved.negative_prompt else []
-        for wanted in [*(text for _, text in prompts.entries), *unwanted]:
-            self._stages.text_encoder.caption(wanted)
-        segments = plan(resolved.num_frames, self.bundle.model, resolved.first_segment_frames, lead)
-        view, made = self._view(resolved), segments[1:] if lead else segments
-        source = self._token_source(resolved, view, segments, tokens)
-        conditions.check(made, (self.bundle.model.dit.in_channels, view.latent_height, view.latent_width))
-        if isinstance(source, TokenStream):
-            model = self.bundle.model
-            assert model.vq
-            source.know(conditions.codes(made, model.vae.chunk_latents, model.vq.stride[0], self._given.tokens))
-        return Request(
-            options=resolved, view=view, segments=segments, prompts=prompts.in_seconds(made, resolved.fps),
-            tokens=source, conditions=conditions, lead=lead,
-        )
-
-    def _code_size(self, view: View) -> tuple[int, int]:
-        assert self._stages.vq_decoder
-        return self._stages.vq_decoder.code_size(view.latent_height, view.latent_width)
-
-    def _token_source(
-        self, options: ResolvedOptions, view: View, segments: list[Segment], tokens: NDArray[np.integer] | None
-    ) -> TokenSource | None:
-        """The tokens given, or an empty token grid; ``None`` where nothing is injected."""
-        token_model, vq_decoder = self._stages.token_model, self._stages.vq_decoder
-        if not (options.inject and token_model and vq_decoder):
-            if tokens is not None:
-                raise OptionsError("tokens are given, but this request injects none: inject is False, or the bundle "
-                                   "has no token model; leave tokens out")
-            return None
-        size, vq = self._code_size(view), vq_decoder.config
-        if tokens is not None:
-            return GivenTokens(tokens, segments[-1].code_frames(vq.stride[0]).stop, *size, vq.num_codes)
-        sampling = Sampling(
-            guidance_scale=options.ar_guidance_scale, temperature=options.temperature,
-            top_k=options.top_k, top_p=options.top_p, seed=options.seed,
-        )
-        return token_model.start(*size, sampling)
-
-    def _view(self, options: ResolvedOptions) -> View:
-        unit = self.bundle.model.vae.space_stride
-        return View(
-            height=options.height, width=options.width,
-            latent_height=options.height // unit, latent_width=options.width // unit,
-            fps=IMAGE_FPS if options.num_frames == 1 else options.fps, guidance_scale=options.guidance_scale,
-        )
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
