@@ -254,7 +254,7 @@ def approximate(pipeline: Pipeline, rounds: int, seconds: float) -> list[dict[st
         for _ in range(rounds + 1):
             for side, options in enumerate(sides):
                 asked = replace(options, num_frames=round(seconds * pipeline.bundle.model.video.fps))
-                request, dit = pipeline._request(PROMPT, asked, None), Remembering(stages.sessions["dit"])
+                request, dit = pipeline._requests.checked(PROMPT, asked, None), Remembering(stages.sessions["dit"])
                 sessions: dict[str, Any] = {**stages.sessions, "dit": dit}
                 counted = Stages.of(pipeline.bundle, sessions, stages.precision)
                 begun = time.perf_counter(), time.process_time()
