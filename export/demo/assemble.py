@@ -14,7 +14,7 @@ from arlon_export.checkpoint import write_checkpoint, write_weights
 from demo.trained import DEFAULTS, load_networks
 from demo.training import Recipe
 
-STAGES = ("autoencoder", "vq", "vq_coarse", "text", "ar", "dit")
+STAGES = ("autoencoder", "vq", "vq_encoder", "vq_coarse", "text", "ar", "dit")
 CARD = (
     "Trained from scratch on a procedural world: one coloured shape moving over a plain background, 64x64, 24 frames a "
     "second. It knows six colours, three shapes, five motions and three backgrounds, and nothing else."

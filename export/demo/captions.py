@@ -18,7 +18,7 @@ PACES = {"slow": ("slowly", "at a slow pace"), "fast": ("fast", "quickly", "at a
 SYNONYMS = {"gray": ("gray", "grey"), "purple": ("purple", "violet"), "circle": ("circle", "disc", "disk")}
 UNSAID = {"black": 0.4, "gray": 0.1, "brown": 0.1}
 """How often a caption leaves its background out: what is unsaid is most often black."""
-UNSAID_AGAIN = 0.5
+UNSAID_AGAIN = 0.7
 """Likewise where the video already shows it, whichever it is: what is unsaid stays."""
 
 

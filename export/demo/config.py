@@ -39,6 +39,11 @@ def vq_config(coarse: bool = False) -> VQConfig:
     return from_json(VQConfig, table("vq_coarse" if coarse else "vq"), "vq")
 
 
+def shipped_vq_config() -> VQConfig:
+    """Of the bundle: the same codes from a small encoder (`demo.train_vq_encoder`)."""
+    return from_json(VQConfig, {**table("vq"), **table("vq_encoder")}, "vq")
+
+
 def ar_config() -> ARConfig:
     joined = {"num_codes": vq_config().num_codes, "text_dim": text_config().d_model}
     return from_json(ARConfig, {**table("ar"), **joined}, "ar")
@@ -58,5 +63,5 @@ def injection_config(dit: str = "dit") -> InjectionConfig:
 def model_config(shift: list[float], scale: list[float], dit: str = "dit") -> ModelConfig:
     return ModelConfig(
         text=text_config(), dit=dit_config(), vae=vae_config(shift, scale), video=VIDEO, flow=FlowConfig(),
-        ar=ar_config(), vq=vq_config(), injection=injection_config(dit),
+        ar=ar_config(), vq=shipped_vq_config(), injection=injection_config(dit),
     )

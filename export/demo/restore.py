@@ -1,7 +1,8 @@
 """`python -m demo.restore`: the shipped bundle's weights as stages' checkpoints, to train on from what ships.
 
-A bundle holds what generation needs: the VQ-VAE's encoder and the coarser codec are trained again (``--vq-encoder``,
-`demo.train_vq --codec vq_coarse`), optimizers start anew, and weights have been rounded to fp16 once.
+A bundle holds what generation needs: the VQ-VAE's own encoder (it holds a small one) and the coarser codec are trained
+again (``--vq-encoder``, `demo.train_vq --codec vq_coarse`), optimizers start anew, and weights were rounded to fp16
+once.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from torch import Tensor, nn
 
 from arlon_export.checkpoint import build_module
 from arlon_export.modules.vae import VideoVAE
-from arlon_export.modules.vq import VQVAE
+from arlon_export.modules.vq import VQVAE, Encoder
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.graphs import graph_specs
-from demo.config import vae_config, vq_config
+from demo.config import shipped_vq_config, vae_config, vq_config
 from demo.latents import CLIP_LATENTS, LatentPool
 from demo.muon import optimizers
 from demo.train_text import TextWithHeads
 from demo.train_vq import HELD_BACK
 from demo.training import Recipe, arguments, checkpoint_path, learning_rate, rng
 
-NETWORK_OF = {"autoencoder": "vae", "text": "text", "ar": "ar", "vq": "vq", "dit": "dit"}
+NETWORK_OF = {"autoencoder": "vae", "text": "text", "ar": "ar", "vq": "vq", "vq_encoder": "vq", "dit": "dit"}
 """Stages a bundle has, and the network each of them trained."""
 
 
@@ -45,13 +46,21 @@ def stored_weights(bundle: Bundle, network: str) -> dict[str, Tensor]:
 
 
 def restored(bundle: Bundle, stage: str) -> nn.Module:
-    """The stage's module with every weight the bundle has; of the VQ-VAE, the encoder is as it was initialised."""
+    """The stage's module with every weight the bundle has; the VQ-VAE's own encoder is as it was initialised."""
     network = NETWORK_OF[stage]
-    module = build_module(bundle.model, network)
-    own, stored = module.state_dict(), stored_weights(bundle, network)
-    absent = [key for key in own if key not in stored and not key.startswith(("encoder.", "codebook.", "rope."))]
-    if network != "vq" and absent:
-        raise SystemExit(f"the bundle has no {absent[0]!r} of {network}; it is no demo bundle")
+    stored = stored_weights(bundle, network)
+    if stage == "vq":
+        module: nn.Module = VQVAE(vq_config())
+        stored = {key: value for key, value in stored.items() if not key.startswith("encoder.")}
+    elif stage == "vq_encoder":
+        module = Encoder(shipped_vq_config())
+        stored = {key.removeprefix("encoder."): value for key, value in stored.items() if key.startswith("encoder.")}
+    else:
+        module = build_module(bundle.model, network)
+    own = module.state_dict()
+    absent = [key for key in own if key not in stored and not key.startswith("rope.")]
+    if stage != "vq" and absent:
+        raise SystemExit(f"the bundle has no {absent[0]!r} of {stage}; it is no demo bundle")
     module.load_state_dict({key: stored.get(key, value).to(value.dtype) for key, value in own.items()})
     if stage == "autoencoder":
         assert isinstance(module, VideoVAE)

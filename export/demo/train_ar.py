@@ -16,7 +16,7 @@ from demo.config import ar_config, vq_config
 from demo.latents import CHUNK_LATENTS
 from demo.train_vq import HELD_BACK
 from demo.training import Losses, Recipe, arguments, rng, train
-from demo.windows import Corpus, flash, replaced
+from demo.windows import Corpus, flash, replaced, stain
 
 CONTEXT_FRAMES = 3
 """Code-frames given, not learned, at the start of a window that is not the video's start."""
@@ -48,12 +48,25 @@ class Windows:
 
     In some the codes so far are those of the clip's recoloured twin, and what follows is to be as the text says again:
     long video goes on from its own mistakes, and in the clips nothing but a switch ever changes. In others the twin's
-    codes flash up among those the model goes on from.
+    codes flash up among those the model goes on from, or stain a part of the picture for a while.
     """
 
     def __init__(self, corpus: Corpus, recipe: Recipe) -> None:
         self.corpus, self.extra, self.config = corpus, recipe.tables["training"], ar_config()
         self.stride = vq_config().stride[0]
+
+    def clips(self, draw: np.random.Generator, number: int) -> list[int]:
+        """Clips to learn from, a share of them such that the prompt switches."""
+        def drawn() -> int:
+            return int(draw.integers(HELD_BACK, len(self.corpus.pool)))
+
+        found = []
+        for _ in range(number):
+            clip, switched = drawn(), draw.random() < self.extra["switched"]
+            while switched and not self.corpus.switches(clip):
+                clip = drawn()
+            found.append(clip)
+        return found
 
     def draw(self, draw: np.random.Generator, clips: list[int], varied: bool = True) -> Batch:
         codes = self.corpus.codes("vq", clips)
@@ -81,10 +94,14 @@ class Windows:
             spoken.append(((frame >= known) & (frame < end)).repeat_interleave(per_frame))
             windows.append(codes[row, start:start + frames].flatten())
             before.append(windows[-1])
-            if faulty and draw.random() < self.extra["flashes"]:
-                where = torch.from_numpy(flash(draw, frames, CHUNK_LATENTS / self.stride)).to(codes.device)
+            kind = draw.random()
+            if faulty and kind < self.extra["flashes"] + self.extra["stains"]:
+                where = flash(draw, frames, CHUNK_LATENTS / self.stride)[:, None, None]
+                if kind >= self.extra["flashes"]:
+                    where = stain(draw, self.config.grid)
                 twin = self.corpus.twin_codes("vq", [clip])[0, start:start + frames]
-                before[-1] = torch.where(where[:, None, None], twin, codes[row, start:start + frames]).flatten()
+                wrong = torch.from_numpy(where).to(codes.device)
+                before[-1] = torch.where(wrong, twin, codes[row, start:start + frames]).flatten()
         hidden, mask = self.corpus.text(captions)
         return Batch(hidden, mask.sum(1), torch.stack(windows), torch.stack(spoken).to(codes.device),
                      torch.stack(before))
@@ -133,7 +150,7 @@ def main() -> None:
         draw = rng(recipe.schedule.seed, step)
         if step % 50 == 0:
             corpus.refresh()
-        clips = list(draw.integers(HELD_BACK, len(corpus.pool), recipe.schedule.batch_size))
+        clips = windows.clips(draw, recipe.schedule.batch_size)
         hidden, lengths, codes, spoken, before = windows.draw(draw, clips)
         own, wrong = (torch.from_numpy(draw.uniform(0, windows.extra[name], len(clips))).float()
                       for name in ("own_tokens", "wrong_tokens"))

@@ -12,11 +12,20 @@ from torch import nn
 from arlon_export.modules.ar import TokenModel
 from arlon_export.modules.stdit3 import STDiT3
 from arlon_export.modules.vae import VideoVAE
-from arlon_export.modules.vq import VQVAE
+from arlon_export.modules.vq import VQVAE, Encoder
 from arlon_export.torch_pipeline import torch_pipeline
 from arlon_rt.config import ModelConfig
 from arlon_rt.pipeline import Pipeline
-from demo.config import VIDEO, ar_config, dit_config, injection_config, model_config, vae_config, vq_config
+from demo.config import (
+    VIDEO,
+    ar_config,
+    dit_config,
+    injection_config,
+    model_config,
+    shipped_vq_config,
+    vae_config,
+    vq_config,
+)
 from demo.latents import LatentPool, encode_clip
 from demo.train_text import load_text_encoder
 from demo.training import load_averaged
@@ -47,7 +56,7 @@ def load_networks(out: Path, dit: str = "dit") -> tuple[ModelConfig, dict[str, n
     networks = {
         "text": load_text_encoder(out, "cpu")[1],
         "ar": load_averaged(out, "ar", TokenModel(ar_config()), "cpu"),
-        "vq": load_averaged(out, "vq", VQVAE(vq_config()), "cpu"),
+        "vq": load_vq(out),
         "dit": load_averaged(out, dit, STDiT3(dit_config(), injection_config(dit)), "cpu"),
         "vae": load_averaged(out, "autoencoder", VideoVAE(vae_config()), "cpu"),
     }
@@ -55,6 +64,16 @@ def load_networks(out: Path, dit: str = "dit") -> tuple[ModelConfig, dict[str, n
     measured = VideoVAE(vae_config(shift, scale))  # the stage trains with shift 0 and scale 1
     networks["vae"].load_state_dict({"shift": measured.shift, "scale": measured.scale}, strict=False)
     return model, networks
+
+
+def load_vq(out: Path) -> nn.Module:
+    """The VQ-VAE as it ships: with the small encoder in place of its own."""
+    trained = load_averaged(out, "vq", VQVAE(vq_config()), "cpu").state_dict()
+    small = load_averaged(out, "vq_encoder", Encoder(shipped_vq_config()), "cpu").state_dict()
+    state = {key: value for key, value in trained.items() if not key.startswith("encoder.")}
+    module = VQVAE(shipped_vq_config()).eval().requires_grad_(False)
+    module.load_state_dict(state | {f"encoder.{key}": value for key, value in small.items()})
+    return module
 
 
 def check_latents(pool: LatentPool, vae: nn.Module) -> None:

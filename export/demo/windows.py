@@ -119,6 +119,25 @@ def flash(draw: np.random.Generator, frames: int, period: float) -> npt.NDArray[
     return shown
 
 
+def stain(draw: np.random.Generator, grid: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
+    """(frame, row, column): where a fault stays for up to five frames, over the picture or a part of it.
+
+    As many frames before it are right, so that what is told by no text can be told from them. Long video lost a
+    background that its prompts left unsaid by patches that stayed.
+    """
+    frames, *sides = grid
+    length = int(draw.integers(1, 6))
+    first = int(draw.integers(length, frames - length + 1))
+    where = np.zeros(grid, np.bool_)
+    if draw.random() < 0.3:
+        where[first : first + length] = True
+        return where
+    sizes = [int(draw.integers(1, side + 1)) for side in sides]
+    top, left = (int(draw.integers(side - size + 1)) for side, size in zip(sides, sizes, strict=True))
+    where[first : first + length, top : top + sizes[0], left : left + sizes[1]] = True
+    return where
+
+
 def replaced(tokens: Tensor, share: Tensor | float, num_codes: int) -> Tensor:
     """``tokens`` with this share (a number, or one a row) replaced by random codes."""
     if isinstance(share, Tensor):

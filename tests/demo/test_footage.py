@@ -10,7 +10,7 @@ import pytest
 
 from arlon_rt import Chunk
 from arlon_rt.options import GenerateOptions
-from arlon_rt.pipeline import Video
+from arlon_rt.pipeline import Pipeline, Video
 from demo.captions import canonical
 from demo.footage import CLIP, KINDS, MADE, animated, extended, repainted, table
 from demo.scene import Scene
@@ -63,3 +63,15 @@ def test_a_repainted_clip_moves_as_before_and_looks_as_told():
 
 def test_the_table_has_a_row_for_each_kind():
     assert table({kind: [extended(World(SCENE), SCENE, OTHER, 0)] for kind in KINDS}).row_count == len(KINDS)
+
+
+def test_the_demo_model_goes_on_from_clips_and_images_and_repaints():
+    """A clip's object goes on, an image's moves, and a clip's motion stays under another prompt."""
+    with Pipeline.open(threads=1) as pipeline:
+        for make in (extended, animated):
+            seen = make(pipeline, SCENE, OTHER, 0)
+            assert all(seen.right.values()), make
+            assert seen.step < 3
+        moved = repainted(pipeline, SCENE, OTHER, 0)
+        assert moved.right["direction"]
+        assert moved.right["speed"]

@@ -83,7 +83,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
-        widths = config.channels
+        widths = config.encoder_channels or config.channels
         self.conv_in = nn.Conv3d(config.latent_channels, widths[0], 3, padding=1)
         self.stages = nn.ModuleList([
             nn.Sequential(
