@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from arlon_engines.errors import BuildError
 from arlon_engines.flavour import open_flavour
+from arlon_engines.gate import check_warnings
 from arlon_engines.network import Lines, open_log, parse
 from arlon_engines.profiles import shape
 from arlon_engines.watch import OnEvent, Working
@@ -56,6 +57,7 @@ def build_engine(job: Job, on_event: OnEvent) -> EngineEntry:
     builder = trt.Builder(log)
     network, counts = parse(trt, builder, log, lines, bundle, job.graph, identity.precision)
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # set by default; what a graph keeps in float32, it keeps for a reason
     flavour.set_gpu(config, identity.compute_capability)
     for wanted in job.profiles:
         config.add_optimization_profile(_profile(builder, bundle.spec(job.graph), wanted))
@@ -69,6 +71,7 @@ def build_engine(job: Job, on_event: OnEvent) -> EngineEntry:
             raise BuildError(f"{job.graph}.{identity.precision} for {identity.compute_capability}: {lines.why()}")
         if writer.fault is not None:
             raise writer.fault
+        check_warnings(f"{job.graph}.{identity.precision}", lines.warnings)
         return EngineHeader(
             graph=job.graph, identity=identity, source=source_hash(bundle, job.graph, identity.precision),
             plan_bytes=writer.bytes_written, plan_sha256=writer.digest.hexdigest(),

@@ -9,6 +9,7 @@ from typing import Any
 
 from arlon_engines.errors import BuildError
 from arlon_engines.layers import LayerFacts
+from arlon_engines.onnx_nodes import Node
 from arlon_rt.graphs import GraphSpec
 from arlon_rt.manifest import GraphEntry, signature
 
@@ -20,6 +21,8 @@ _OPERATORS = {
     "ATTENTION_INPUT": ("Attention",),
 }
 """Heavy layers -> the ONNX operators they come from, by which a manifest says what is kept in float32."""
+ATTENTION_INPUTS = 4
+"""Query, key, value, mask: those of an Attention node that TensorRT reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class NetworkCounts:
 
 def check_network(
     trt: Any, network: Any, spec: GraphSpec, precision: str, entry: GraphEntry, expected: LayerFacts,
-    warnings: Sequence[str],
+    nodes: Sequence[Node],
 ) -> NetworkCounts:
     """Count the layers of ``network`` and compare them with what the graph must have.
 
@@ -44,7 +47,7 @@ def check_network(
     types = Counter(layer.type.name for layer in layers)
     wider = _wider(layers, precision)
     problems = [
-        *_dropped(warnings), *_signature_problems(network, spec, precision), *_unread(network, layers, spec),
+        *_dropped(nodes), *_signature_problems(network, spec, precision), *_unread(network, layers, spec),
         *_attention_problems(trt, layers, expected), *_cache_problems(trt, layers, expected),
         *_widened(wider, precision, entry),
     ]
@@ -53,17 +56,27 @@ def check_network(
     return NetworkCounts(layers=dict(sorted(types.items())), wider=wider)
 
 
-def _dropped(warnings: Sequence[str]) -> Iterator[str]:
-    """The parser warns of an input of a node that it does not pass on, and goes on."""
-    for line in warnings:
-        if "unused input" in line.lower():
-            yield f"TensorRT's parser ignores an input that changes the result ({line.strip()})"
+def check_warnings(graph: str, warnings: Sequence[str]) -> None:
+    """Raise `BuildError` if TensorRT warned, while it parsed or compiled, of an input that it does not use."""
+    unused = [" ".join(line.split()) for line in warnings if "unused input" in line.lower()]
+    if unused:
+        raise BuildError(f"{graph}: TensorRT ignores an input that changes the result: {'; '.join(unused)}")
+
+
+def _dropped(nodes: Sequence[Node]) -> Iterator[str]:
+    """TensorRT for RTX 1.7 parses Attention as if its inputs after the mask were not there, without a word."""
+    for node in nodes:
+        extra = [name for name in node.inputs[ATTENTION_INPUTS:] if name]
+        if node.operator == "Attention" and extra:
+            yield f"TensorRT ignores the input {', '.join(extra)} of node {node.name} (Attention)"
 
 
 def _signature_problems(network: Any, spec: GraphSpec, precision: str) -> Iterator[str]:
     inputs = {t.name: t for t in (network.get_input(i) for i in range(network.num_inputs))}
     outputs = {t.name: t for t in (network.get_output(i) for i in range(network.num_outputs))}
     for kind, tensors, wanted in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
+        for name in tensors.keys() - {t.name for t in wanted}:
+            yield f"the network has an {kind} {name}, which the contract does not state"
         for name, dtype, _ in signature(wanted, precision):
             if name not in tensors:
                 yield f"the network has no {kind} {name}"

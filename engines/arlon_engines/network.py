@@ -11,6 +11,7 @@ from typing import Any
 from arlon_engines.errors import BuildError
 from arlon_engines.gate import NetworkCounts, attention_layers, check_network
 from arlon_engines.layers import expected_layers
+from arlon_engines.onnx_nodes import read_nodes
 from arlon_rt.bundle import Bundle
 
 LINES_SHOWN = 3
@@ -54,10 +55,11 @@ def parse(trt: Any, builder: Any, log: Any, lines: Lines, bundle: Bundle, graph:
     spec = bundle.spec(graph)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(bundle.graph_file(graph, precision))):
+    file = bundle.graph_file(graph, precision)
+    if not parser.parse_from_file(str(file)):
         raise BuildError(f"{graph}.{precision}: TensorRT refuses {_refusals(parser) or lines.why()}")
     expected = expected_layers(bundle.model, spec)
-    counts = check_network(trt, network, spec, precision, entry, expected, lines.warnings)
+    counts = check_network(trt, network, spec, precision, entry, expected, read_nodes(file))
     for layer in attention_layers(trt, [network.get_layer(i) for i in range(network.num_layers)]):
         layer.attention.decomposable = True  # else fp32, and heads as wide as the autoencoder's, have no kernel
     return network, counts
@@ -65,8 +67,8 @@ def parse(trt: Any, builder: Any, log: Any, lines: Lines, bundle: Bundle, graph:
 
 def _refusals(parser: Any) -> str:
     """Each node that the parser refuses, with the reason."""
-    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    refusals = [parser.get_error(i) for i in range(parser.num_errors)]
     return "; ".join(
-        f"node {error.node_name() or error.node()} ({error.node_operator()}): {' '.join(error.desc().split())}"
-        for error in errors
+        f"node {refusal.node_name() or refusal.node()} ({refusal.node_operator()}): {' '.join(refusal.desc().split())}"
+        for refusal in refusals
     )
