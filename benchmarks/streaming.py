@@ -1,6 +1,6 @@
-"""How soon the first frames come, what overlap and exact savings are worth, and whether memory grows with length.
+"""How soon the first frames come, what overlap and savings are worth, and whether memory grows with length.
 
-    python benchmarks/streaming.py [--bundle DIR] [--only first,overlap,savings,memory]
+    python benchmarks/streaming.py [--bundle DIR] [--only first,overlap,savings,approximate,memory]
 
 Sides that are compared take turns in one run; medians of ``--rounds`` are told. A player at the video's rate that
 starts ``start-up`` seconds late never waits for a frame.
@@ -42,7 +42,7 @@ from arlon_rt.stages import Stages
 
 PROMPT = "a red circle moves right on a black background"
 RESULTS = Path(__file__).parent / "results"
-SECTIONS = ("first", "overlap", "savings", "memory")
+SECTIONS = ("first", "overlap", "savings", "approximate", "memory")
 SAMPLE_SECONDS = 0.2
 
 
@@ -116,17 +116,17 @@ def overlap(bundle: Bundle, rounds: int, seconds: float) -> list[dict[str, Any]]
 
 
 class Remembering:
-    """A session that can be run once more as it was run last."""
+    """A session that counts its runs and can be run once more as it was run last."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.runs = session, 0
         self.last: tuple[Mapping[str, Array | Handle], Collection[str]] = {}, ()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)
 
     def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
-        self.last = feed, hold
+        self.last, self.runs = (feed, hold), self.runs + 1
         return self.session.run(feed, hold)
 
     def again(self) -> None:
@@ -227,6 +227,51 @@ def laborious(pipeline: Pipeline, request: Request, without: Collection[str]) ->
     return work.reported(contextlib.nullcontext())
 
 
+TEN, THIRTY = (GenerateOptions(num_inference_steps=steps) for steps in (10, 30))
+GUIDED = replace(TEN, guidance_scale=2.5)
+APPROXIMATE = {
+    "guidance in 3 of 10 steps": (GUIDED, replace(GUIDED, guided_steps=3)),
+    "latents reused": (TEN, replace(TEN, reuse_latents=True)),
+    "velocity reused below 0.1, 10 steps": (TEN, replace(TEN, reuse_velocity=0.1)),
+    "velocity reused below 0.2, 10 steps": (TEN, replace(TEN, reuse_velocity=0.2)),
+    "velocity reused below 0.1, 30 steps": (THIRTY, replace(THIRTY, reuse_velocity=0.1)),
+    "velocity reused below 0.2, 30 steps": (THIRTY, replace(THIRTY, reuse_velocity=0.2)),
+    "7 steps in place of 10": (TEN, replace(TEN, num_inference_steps=7)),
+    "7 steps in place of 30": (THIRTY, replace(THIRTY, num_inference_steps=7)),
+}
+"""Each beside what it approximates; fewer steps are what reused velocities have to be better than."""
+
+
+def approximate(pipeline: Pipeline, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Each approximation beside the exact run, in turns: time, runs of the transformer and how far frames are off.
+
+    ``cpu_ratio`` is of the process's own time on the processors, which other processes hardly change.
+    """
+    stages, rows = pipeline._stages, []
+    for name, sides in APPROXIMATE.items():
+        times: tuple[list[tuple[float, float]], ...] = [], []
+        frames, runs = [np.zeros(0, np.uint8)] * 2, [0, 0]
+        for _ in range(rounds + 1):
+            for side, options in enumerate(sides):
+                asked = replace(options, num_frames=round(seconds * pipeline.bundle.model.video.fps))
+                request, dit = pipeline._requests.checked(PROMPT, asked, None), Remembering(stages.sessions["dit"])
+                sessions: dict[str, Any] = {**stages.sessions, "dit": dit}
+                counted = Stages.of(pipeline.bundle, sessions, stages.precision)
+                begun = time.perf_counter(), time.process_time()
+                chunks = Work(counted, pipeline.bundle.model, request, _quiet).reported(contextlib.nullcontext())
+                frames[side] = np.concatenate([chunk.frames for chunk in chunks])
+                times[side].append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+                runs[side] = dit.runs
+        exact, approximated = (np.median(found[1:], axis=0) for found in times)
+        rows.append({
+            "approximation": name, "exact_seconds": float(exact[0]), "seconds": float(approximated[0]),
+            "ratio": float(approximated[0] / exact[0]), "cpu_ratio": float(approximated[1] / exact[1]),
+            "exact_runs": runs[0], "runs": runs[1],
+            "mean_difference": float(np.abs(frames[1].astype(np.int16) - frames[0]).mean()),
+        })
+    return rows
+
+
 def _quiet(event: object) -> None:
     pass
 
@@ -284,6 +329,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=15, help="length of the videos that are compared")
+    parser.add_argument("--threads", type=int, help="CPU threads, where they are not what is compared")
     parser.add_argument("--minutes", type=int, nargs=2, default=(1, 10), help="lengths whose memory is compared")
     parser.add_argument("--out", type=Path, default=RESULTS / "streaming.json")
     args = parser.parse_args()
@@ -300,9 +346,10 @@ def main() -> None:
         "first": lambda pipeline: [first_frames(pipeline, args.rounds)],
         "overlap": lambda pipeline: overlap(bundle, args.rounds, args.seconds),
         "savings": lambda pipeline: savings(pipeline, args.rounds, args.seconds),
+        "approximate": lambda pipeline: approximate(pipeline, args.rounds, args.seconds),
         "memory": lambda pipeline: memory(args.bundle, args.minutes),
     }
-    with Pipeline.open(bundle) as pipeline:
+    with Pipeline.open(bundle, threads=args.threads) as pipeline:
         for name in wanted:
             result[name] = sections[name](pipeline)
             show(console, name, result[name])

@@ -26,6 +26,8 @@ from demo.world import Pixels
 if TYPE_CHECKING:
     from arlon_rt.pipeline import Pipeline
 
+APPROXIMATE = ("guided_steps", "reuse_latents", "reuse_velocity")
+"""Options whose effect on the scores is looked at here."""
 SHEET_FRAMES = 6
 CAPTION_HEIGHT = 14
 
@@ -169,6 +171,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--draft", action="store_true", help="also look at the draft that a preview shows")
     parser.add_argument("--num-frames", type=int, default=68)
     parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--guided-steps", type=int, help="guide the first so many steps alone, above a scale of 1")
+    parser.add_argument("--reuse-latents", action="store_true", help="go on from latents, in more than one segment")
+    parser.add_argument("--reuse-velocity", type=float, help="take steps with the last velocity below this change")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first setting to this PNG")
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
@@ -182,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = Console()
     Console(width=None if console.is_terminal else 120).print(table(runs))
     if args.json:
-        write_json(args.json, runs, {"seed": args.seed, "num_frames": args.num_frames, "device": args.device})
+        about = {name: getattr(args, name) for name in ("seed", "num_frames", "device", "guidance_scale", *APPROXIMATE)}
+        write_json(args.json, runs, about)
     if args.sheet:
         write_sheet(args.sheet, next(iter(runs.values())))
 
@@ -208,7 +214,8 @@ def _generator(
 
     def generate(prompt: str, seed: int) -> Pixels:
         options = GenerateOptions(num_frames=args.num_frames, num_inference_steps=setting.steps, seed=seed,
-                                  guidance_scale=args.guidance_scale, inject=setting.inject)
+                                  guidance_scale=args.guidance_scale, inject=setting.inject,
+                                  **{name: getattr(args, name) for name in APPROXIMATE})
         if setting.draft:
             chunks = pipeline.stream(prompt, options, preview=True)
             return np.concatenate([chunk.frames for chunk in chunks if chunk.draft])

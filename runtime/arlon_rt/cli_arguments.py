@@ -92,6 +92,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="let segments go on from latents, not from frames encoded again: faster, approximate",
     )
     group.add_argument(
+        "--reuse-velocity", type=float, metavar="X",
+        help="take denoising steps with the last velocity while it is expected to change by less than this part, "
+             "e.g. 0.1: faster, approximate",
+    )
+    group.add_argument(
         "--no-injection", dest="inject", action="store_false", default=None, help="denoise without drafted tokens"
     )
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from arlon_rt.errors import BackendError
 from arlon_rt.flow import Step
 from arlon_rt.prompts import Text, guidance_weights, stacked
 from arlon_rt.tables import position_table, rotary_tables
+from arlon_rt.velocity import ReusedVelocity
 
 Feed = NDArray[Any] | Handle
 NoiseSource = Callable[[int], NDArray[np.float32]]
@@ -24,8 +25,14 @@ OnStep = Callable[[int, int], None]
 """Called with (done, total) after each step."""
 
 
+class Runs(Protocol):
+    """What takes a step: the ``dit`` session itself, or `ReusedVelocity` in front of it."""
+
+    def run(self, feed: Mapping[str, Feed], hold: Collection[str] = ()) -> dict[str, Feed]: ...
+
+
 def denoise(
-    dit: Session,
+    dit: Runs,
     latents: NDArray[np.float32],
     steps: Sequence[Step],
     noise: NoiseSource,
@@ -109,12 +116,13 @@ class Denoising:
     def denoise(
         self, latents: NDArray[np.float32], steps: Sequence[Step], noise: NoiseSource, *, text: Text,
         negative: Text | None, coarse: NDArray[np.float32] | None, guided_steps: int | None = None,
-        on_step: OnStep = lambda done, total: None,
+        reuse_velocity: float | None = None, on_step: OnStep = lambda done, total: None,
     ) -> NDArray[np.float32]:
         """Latents (1, channel, frame, height, width) of one segment, from noise on the frames that are to be made.
 
         ``negative`` takes the place of the learned null caption. ``coarse``, shaped like the latents, is injected;
         ``None`` injects nothing. After ``guided_steps`` there is no guidance; ``None``: it is there throughout.
+        ``reuse_velocity`` is the threshold of `ReusedVelocity`; ``None``: every step is run.
         """
         config = self._denoiser.model.dit
         cos, sin = rotary_tables(
@@ -135,7 +143,8 @@ class Denoising:
         def at(step: int) -> Mapping[str, Feed]:
             return {**held, **self._captioned(text, negative, guidance and step < until)}
 
-        return denoise(dit, latents, steps, noise, at, on_step)
+        runs = dit if reuse_velocity is None else ReusedVelocity(dit, reuse_velocity)
+        return denoise(runs, latents, steps, noise, at, on_step)
 
     def _captioned(self, text: Text, negative: Text | None, guided: bool) -> dict[str, Feed]:
         """Keys and values of the prompt, and of the null row when there is guidance; made once a prompt."""

@@ -182,7 +182,7 @@ class Work:
                 latents = denoising.denoise(
                     latents, self._steps(segment, mask), _renoise(segment, latents.shape, options.seed),
                     text=draft.text, negative=negative, coarse=draft.coarse, guided_steps=options.guided_steps,
-                    on_step=self._reporter.progress("dit", segment),
+                    reuse_velocity=options.reuse_velocity, on_step=self._reporter.progress("dit", segment),
                 )
             part = self._part(draft, latents, final=True)
             yield part

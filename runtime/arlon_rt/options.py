@@ -76,6 +76,9 @@ class GenerateOptions:
     reuse_latents: bool | None = None
     """Whether a segment goes on from the last latents as they were denoised, instead of from the last frames, encoded:
     an approximation that saves an encoding and waits for no decoding. Left out: from the frames, as published."""
+    reuse_velocity: float | None = None
+    """Denoising steps are taken with the last velocity while it is expected to have changed by less than this part,
+    e.g. 0.1: an approximation that saves the transformer's work of those steps. Left out: every step is computed."""
 
     def resolved(self, bundle: HasDefaults) -> ResolvedOptions:
         """Every option filled in and checked against what the bundle can do.
@@ -87,7 +90,8 @@ class GenerateOptions:
         values = {
             "num_frames": video.segment_frames, "height": video.height, "width": video.width, "fps": video.fps,
             "first_segment_frames": video.segment_frames,
-            "inject": bundle.model.injection is not None, "guided_steps": None, "reuse_latents": False, **DEFAULTS,
+            "inject": bundle.model.injection is not None, "guided_steps": None, "reuse_latents": False,
+            "reuse_velocity": None, **DEFAULTS,
         }
         if bundle.model.ar:
             values["top_k"] = min(values["top_k"], bundle.model.ar.max_top_k)
@@ -124,6 +128,7 @@ class ResolvedOptions:
     guided_steps: int
     """0 .. num_inference_steps."""
     reuse_latents: bool
+    reuse_velocity: float | None
 
 
 def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
@@ -152,12 +157,13 @@ def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
         top_p=_number("top_p", values, 1e-6, 1, "1 is off"),
         seed=_integer("seed", values, 0, 2**63 - 1),
         negative_prompt=_text("negative_prompt", values),
-        aesthetic_score=_score("aesthetic_score", values, 10, "6.5 is usual"),
-        motion_score=_score("motion_score", values, 100, "higher is more"),
+        aesthetic_score=_optional("aesthetic_score", values, 10, "6.5 is usual"),
+        motion_score=_optional("motion_score", values, 100, "higher is more"),
         camera_motion=_text("camera_motion", values),
         inject=values["inject"],
         guided_steps=min(guided, steps),
         reuse_latents=values["reuse_latents"],
+        reuse_velocity=_optional("reuse_velocity", values, 100, "0.1 is usual"),
     )
 
 
@@ -178,7 +184,7 @@ def _check_scores(values: Mapping[str, Any], model: ModelConfig) -> None:
             )
 
 
-def _score(name: str, values: Mapping[str, Any], high: float, hint: str) -> float | None:
+def _optional(name: str, values: Mapping[str, Any], high: float, hint: str) -> float | None:
     return None if values[name] is None else _number(name, values, 0, high, hint)
 
 

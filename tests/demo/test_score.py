@@ -1,13 +1,16 @@
 """The scorer proven: right on ground truth, at chance on shuffled prompts, zero where nothing is shown."""
 
+import argparse
 import dataclasses
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from demo.captions import canonical
-from demo.report import Setting, evaluate, rates, table, write_json, write_sheet
+from demo.report import Setting, _generator, evaluate, rates, table, write_json, write_sheet
 from demo.scene import HELD_OUT, PALETTE, Scene, sample_scene
 from demo.score import ATTRIBUTES, Measured, matches, measure, prompts, score, windows
 from demo.world import Pixels, render, render_clip, sample_clip
@@ -174,3 +177,17 @@ def test_the_report_counts_blank_videos_as_wrong():
     scenes = prompts(4, np.random.default_rng(0), held_out=False)
     results = evaluate(lambda _prompt, _seed: np.zeros((34, 64, 64, 3), np.uint8), scenes)
     assert set(rates(results).values()) == {0.0}
+
+
+def test_approximations_asked_for_are_those_that_are_scored():
+    asked = {"guidance_scale": 2.5, "guided_steps": 3, "reuse_latents": True, "reuse_velocity": 0.1}
+    seen: list[Any] = []
+
+    def generate(_prompt: str, options: Any, tokens: Any = None) -> SimpleNamespace:
+        seen.append(options)
+        return SimpleNamespace(frames=np.zeros((1, 64, 64, 3), np.uint8))
+
+    args = argparse.Namespace(num_frames=68, seed=0, **asked)
+    pipeline: Any = SimpleNamespace(generate=generate)
+    _generator(pipeline, args, Setting(steps=10), None)("a red circle", 0)
+    assert {name: getattr(seen[0], name) for name in asked} == asked

@@ -50,6 +50,8 @@ def test_a_null_in_the_bundle_s_defaults_says_nothing() -> None:
         ("top_k", -1), ("top_k", 9), ("top_p", 0), ("top_p", 1.5), ("seed", -1), ("seed", 2**63), ("inject", 1),
         ("negative_prompt", 5), ("aesthetic_score", 10.1), ("motion_score", -1), ("motion_score", "4"),
         ("camera_motion", 5), ("first_segment_frames", 16), ("first_segment_frames", 18), ("first_segment_frames", 85),
+        ("reuse_velocity", -0.1), ("reuse_velocity", 101), ("reuse_velocity", math.nan), ("reuse_velocity", "0.1"),
+        ("reuse_velocity", True),
     ],
 )
 def test_an_option_that_cannot_be_used_is_named_with_its_value(name: str, value: object) -> None:
@@ -61,7 +63,7 @@ def test_an_option_that_cannot_be_used_is_named_with_its_value(name: str, value:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("num_frames", 1), ("height", 16), ("top_p", 1), ("temperature", 0), ("seed", np.int64(5)), ("fps", 23.976),
-     ("first_segment_frames", 17), ("first_segment_frames", 68)],
+     ("first_segment_frames", 17), ("first_segment_frames", 68), ("reuse_velocity", 0), ("reuse_velocity", 100)],
 )
 def test_the_edges_of_each_range_are_allowed(name: str, value: object) -> None:
     resolved = dataclasses.replace(GenerateOptions(), **{name: value}).resolved(Described())

@@ -106,6 +106,23 @@ def test_a_snapshot_of_reused_latents(pipeline: Pipeline, tmp_path: Path) -> Non
         pipeline.resume(rewritten(tmp_path / "here.arlon", broken))
 
 
+def test_a_snapshot_of_reused_velocities(pipeline: Pipeline, tmp_path: Path, overlap: bool) -> None:
+    exact = dataclasses.replace(OPTIONS, num_inference_steps=8)
+    options = dataclasses.replace(exact, reuse_velocity=1)
+    whole = pipeline.generate(PROMPT, options).frames
+    stopped(pipeline, 7, options).save(tmp_path / "here.arlon")
+    rest = joined(pipeline.resume(tmp_path / "here.arlon", overlap=overlap))
+    assert np.array_equal(rest, whole[119:])
+    assert not np.array_equal(rest, pipeline.generate(PROMPT, exact).frames[119:])
+
+
+def test_a_snapshot_from_before_an_option_was_there_is_resumed(
+    pipeline: Pipeline, saved: Path, usual: np.ndarray
+) -> None:
+    older = rewritten(saved, lambda state, tensors: state["options"].pop("reuse_velocity"))
+    assert np.array_equal(joined(pipeline.resume(older)), usual[68:])
+
+
 def test_a_snapshot_is_small(pipeline: Pipeline, tmp_path: Path) -> None:
     stopped(pipeline, 10).save(tmp_path / "here.arlon")
     assert (tmp_path / "here.arlon").stat().st_size < 17 * 32 * 32 * 3 + 4096
