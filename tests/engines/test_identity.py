@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine_builds import SMALL, Engines, build_engines, change_graph
 
 import arlon_rt
 from arlon_rt.built_here import record_path
@@ -19,6 +18,7 @@ from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.engine_file import HEADER_BYTES, Identity, encode_header, read_header
 from arlon_rt.engines import engine_stores, find_engine, store_to_build_in
 from arlon_rt.errors import BundleError, EngineError, EngineNotFoundError
+from engine_builds import SMALL, Engines, build_engines, change_graph
 
 THIS = Identity(
     flavour="tensorrt-rtx", version="1.7.1.116", compute_capability="sm89", precision="fp16"
