@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -168,6 +169,25 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(copy: Path) ->
     assert graphs == "['caption', 'semantic']"
     assert [p for p in (copy / "engines").rglob("*") if p.is_file() and p.name != ".lock"] == []
     assert Bundle.open(copy).verify() == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system takes rights that this user has not")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk))
+    engines = build_engines(demo_bundle_path(), "caption")
+    assert "cannot be written: No space left on device; nothing of it was left" in engines.failed["caption"]
+    assert [p.name for p in small_disk.rglob("*") if p.is_file()] == [".lock"]
 
 
 def test_an_engine_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
