@@ -124,6 +124,20 @@ def test_a_process_that_is_killed_names_its_graph_and_leaves_the_others_done(cop
     assert list(engines.store.folder.rglob(".vq_decoder*")) == []
 
 
+def test_an_interrupted_build_keeps_what_is_done_and_leaves_nothing_else(copy: Path) -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Working) and event.graph == "semantic":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(copy, *SMALL, on_event=interrupt)
+    assert active_children() == []
+    assert sorted(p.name for p in (copy / "engines").rglob("*") if p.is_file()) == [
+        ".lock", "caption.engine", "index.json",
+    ]
+    assert build_engines(copy, *SMALL).kept == ["caption"]
+
+
 def test_a_second_build_waits_for_the_first_and_then_finds_it_done(small: Path) -> None:
     events: list[Event] = []
     code = """
