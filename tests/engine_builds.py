@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from arlon_engines.build import Request, build
 from arlon_engines.watch import Built, Event, Kept, NotBuilt
-from arlon_rt.bundle import Bundle, write_manifest
+from arlon_rt.bundle import Bundle, demo_bundle_path, write_manifest
 from arlon_rt.engine_file import Identity
 from arlon_rt.engines import EngineStore, store_to_build_in
 
@@ -77,8 +79,19 @@ def change_graph(folder: Path, graph: str, edit: Callable[[onnx.ModelProto], Non
     model = onnx.load(file, load_external_data=False)
     edit(model)
     onnx.save(model, file)
+    _list_files(bundle, bundle.manifest.provenance)
+
+
+def copy_of_demo(folder: Path) -> Path:
+    """The demo bundle in ``folder``, with a hash of its own, so that no engine in the user's cache is one of it."""
+    shutil.copytree(demo_bundle_path(), folder)
+    _list_files(Bundle.open(folder), {"copied_to": str(folder)})
+    return folder
+
+
+def _list_files(bundle: Bundle, provenance: Mapping[str, Any]) -> None:
     was = bundle.manifest
     write_manifest(
-        folder, model=was.model, defaults=was.defaults, graphs=was.graphs, parameters=was.parameters,
-        provenance=was.provenance, licence=was.licence,
+        bundle.path, model=was.model, defaults=was.defaults, graphs=was.graphs, parameters=was.parameters,
+        provenance=provenance, licence=was.licence,
     )

@@ -61,8 +61,12 @@ class Build:
         if args.dry_run:
             print_plan(console, plan(bundle, request))
             return 0
-        with Display(console) as display:
-            failed = build(bundle, request, display.event)
+        try:
+            with Display(console) as display:
+                failed = build(bundle, request, display.event)
+        except KeyboardInterrupt:
+            console.print("interrupted: engines that are done are kept, and the same command goes on with the others")
+            raise
         if failed:
             names = ", ".join(f"{f.graph} for {f.identity.compute_capability}" for f in failed)
             raise BuildError(f"no engine of {names}; the reason stands above, and the others are there")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from arlon_engines.errors import BuildError
-from arlon_engines.flavour import open_flavour
+from arlon_engines.flavour import Flavour, open_flavour
 from arlon_engines.gate import check_warnings
 from arlon_engines.network import Lines, open_log, parse
 from arlon_engines.profiles import shape
@@ -56,14 +56,9 @@ def build_engine(job: Job, on_event: OnEvent) -> EngineEntry:
     log = open_log(trt, lines)
     builder = trt.Builder(log)
     network, counts = parse(trt, builder, log, lines, bundle, job.graph, identity.precision)
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # set by default; what a graph keeps in float32, it keeps for a reason
-    flavour.set_gpu(config, identity.compute_capability)
-    for wanted in job.profiles:
-        config.add_optimization_profile(_profile(builder, bundle.spec(job.graph), wanted))
+    config = _configuration(flavour, builder, bundle.spec(job.graph), job)
     monitor = _monitor(trt, job, on_event)
     config.progress_monitor = monitor
-    flavour.load_timings(config, identity.compute_capability)
 
     def write(file: BinaryIO) -> EngineHeader:
         writer = _writer(trt, file)
@@ -126,6 +121,17 @@ def check_files(bundle: Bundle, graph: str, precision: str) -> None:
             )
 
 
+def _configuration(flavour: Flavour, builder: Any, spec: GraphSpec, job: Job) -> Any:
+    trt, gpu = flavour.trt, job.identity.compute_capability
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # set by default; what a graph keeps in float32, it keeps for a reason
+    flavour.set_gpu(config, gpu)
+    for wanted in job.profiles:
+        config.add_optimization_profile(_profile(builder, spec, wanted))
+    flavour.load_timings(config, gpu)
+    return config
+
+
 def _profile(builder: Any, spec: GraphSpec, wanted: EngineProfile) -> Any:
     profile = builder.create_optimization_profile()
     for tensor in spec.inputs:
@@ -173,12 +179,16 @@ def _monitor(trt: Any, job: Job, on_event: OnEvent) -> Any:
             self.totals.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if time.monotonic() - self.reported >= EVENT_SECONDS:
-                self.reported = time.monotonic()
+            if time.monotonic() - self.reported < EVENT_SECONDS:
+                return True
+            self.reported = time.monotonic()
+            try:
                 on_event(Working(
                     graph=job.graph, identity=job.identity, phase=phase_name, done=step + 1,
                     total=self.totals.get(phase_name, step + 1),
                 ))
+            except BrokenPipeError:   # nobody is there any more who wants the engine
+                return False
             return True
 
     return Monitor()

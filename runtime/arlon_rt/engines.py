@@ -88,11 +88,14 @@ class EngineStore:
                 content = file.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
                 raise EngineError(f"{path} has more than {MAX_BYTES} bytes")
-            index = from_json(Index, json.loads(content.decode("utf-8")), INDEX)
+            tree = json.loads(content.decode("utf-8"))
+            if isinstance(tree, dict) and tree.get("format") != INDEX_FORMAT:
+                raise EngineError(f"{path} has format {tree.get('format')!r:.24}; this version reads {INDEX_FORMAT}")
+            index = from_json(Index, tree, INDEX)
+            for entry in index.engines:
+                check_name(_file_name(entry.header.graph, entry.header.identity))
         except (OSError, ValueError, RecursionError, BundleError) as error:
             raise EngineError(f"{path} is damaged: {error}") from error
-        if index.format != INDEX_FORMAT:
-            raise EngineError(f"{path} has format {index.format!s:.24}; this version reads {INDEX_FORMAT}")
         return index
 
     def add(self, entry: EngineEntry, others: Sequence[EngineEntry]) -> tuple[EngineEntry, ...]:
@@ -105,7 +108,7 @@ class EngineStore:
 
     def path(self, graph: str, identity: Identity) -> Path:
         """Where an engine lies or would lie."""
-        name = f"{identity.folder}/{graph}.engine"
+        name = _file_name(graph, identity)
         try:
             check_name(name)
         except BundleError as error:
@@ -203,6 +206,10 @@ def build_command(bundle: Bundle, graph: str, identity: Identity) -> str:
         "--gpu", identity.compute_capability, *(word for size in sizes for word in ("--profile", size)),
         "--only", graph,
     ])
+
+
+def _file_name(graph: str, identity: Identity) -> str:
+    return f"{identity.folder}/{graph}.engine"
 
 
 def _other_identity(folder: Path, graph: str, wanted: Identity, there: Sequence[Identity]) -> EngineError:

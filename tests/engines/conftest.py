@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engine_builds import GPUS, SMALL, Engines, build_engines
 
 from arlon_rt.bundle import demo_bundle_path
+from engine_builds import GPUS, SMALL, Engines, build_engines, copy_of_demo
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,13 +31,12 @@ def demo_engines(user_folders: Path) -> Engines:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The demo bundle, for a test to spoil."""
-    return Path(shutil.copytree(demo_bundle_path(), tmp_path / "bundle"))
+    return copy_of_demo(tmp_path / "bundle")
 
 
 @pytest.fixture(scope="session")
 def _small(tmp_path_factory: pytest.TempPathFactory, user_folders: Path) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "bundle"
-    shutil.copytree(demo_bundle_path(), folder)
+    folder = copy_of_demo(tmp_path_factory.mktemp("small") / "bundle")
     build_engines(folder, *SMALL)
     return folder
 

@@ -36,7 +36,8 @@ import json, sys
 import tensorrt_bindings as trt
 names = {c: sorted(n for n in dir(getattr(trt, c)) if not n.startswith("_")) for c in CLASSES}
 names["ILogger.Severity"] = sorted(trt.ILogger.Severity.__members__)
-json.dump({"version": trt.__version__, "module": sorted(n for n in dir(trt) if n[0] != "_"), "classes": names}, sys.stdout)
+module = sorted(n for n in dir(trt) if not n.startswith("_"))
+json.dump({"version": trt.__version__, "module": module, "classes": names}, sys.stdout)
 """
 
 

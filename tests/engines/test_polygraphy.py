@@ -32,15 +32,14 @@ def test_polygraphy_converts_the_graph(scripts: dict[str, Path], graph: str) -> 
     assert (scripts[graph].parent / f"{graph}.plan").stat().st_size > 500_000
 
 
-def test_the_comparison_runs_onnxruntime_and_stops_where_the_gpu_is_needed(scripts: dict[str, Path]) -> None:
-    done = subprocess.run([scripts["ar_prefix"]], env=ENV, capture_output=True, text=True)
-    assert done.returncode != 0, "the engine is not built, so there is nothing to compare"
-    folder = scripts["ar_prefix"].parent
-    line = next(line for line in scripts["ar_prefix"].read_text().splitlines() if "--onnxrt" in line)
-    ran = subprocess.run(["sh", "-c", line], env=ENV, cwd=folder, capture_output=True, text=True)
+def test_onnxruntimes_half_of_the_comparison_runs(scripts: dict[str, Path]) -> None:
+    """The other half deserialises the engine, for which it takes the GPU."""
+    script = scripts["ar_prefix"]
+    line = next(line for line in script.read_text(encoding="utf-8").splitlines() if "--onnxrt" in line)
+    ran = subprocess.run(["sh", "-c", line], env=ENV, cwd=script.parent, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "PASSED" in ran.stdout
-    assert (folder / "ar_prefix.onnxrt.json").is_file()
+    assert (script.parent / "ar_prefix.onnxrt.json").is_file()
 
 
 @pytest.mark.parametrize("graph", BUNDLE.manifest.graphs)

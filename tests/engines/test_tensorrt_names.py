@@ -70,10 +70,12 @@ def _class_of(node: ast.expr) -> str | None:
 def recorded(use: Use) -> bool:
     """Whether TensorRT 11.4's bindings have it."""
     owner, name = use
+    if name in ("__version__", "__class__"):
+        return True
     if owner == "module":
-        return name == "__version__" or name in RECORDED["module"]
+        return name in RECORDED["module"]
     classes = RECORDED["classes"]
-    return name in classes[owner] or (owner == "ILayer" and name in classes["IAttentionInputLayer"]) or name == "__class__"
+    return name in classes[owner] or (owner == "ILayer" and name in classes["IAttentionInputLayer"])
 
 
 def installed(use: Use) -> bool:
