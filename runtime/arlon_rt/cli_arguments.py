@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from arlon_rt.backends.session import BACKENDS, usual_device
+from arlon_rt.backends import BACKENDS, usual_device
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.errors import OptionsError
 from arlon_rt.options import GenerateOptions

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt.ar import GivenTokens
-from arlon_rt.backends.session import usual_device
+from arlon_rt.backends import usual_device
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.errors import ArlonError, OptionsError
 from arlon_rt.generation import Generation, Work

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from arlon_rt.backends import BACKENDS
 from arlon_rt.bundle import Bundle
 from arlon_rt.engine_file import FLAVOURS
 from arlon_rt.errors import BackendError
@@ -16,12 +17,6 @@ from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.manifest import signature
 
 Array = npt.NDArray[Any]
-BACKENDS = ("onnxruntime", *FLAVOURS)
-
-
-def usual_device(backend: str) -> str:
-    """Where a backend runs that is told nothing else."""
-    return "cpu" if backend == "onnxruntime" else "cuda"
 
 
 class Handle(Protocol):
