@@ -25,7 +25,7 @@ MAY_IMPORT = {
 """Modules that only these packages may import."""
 FEW_FILES = {
     "onnxruntime": ("backends/ort.py",), "tensorrt": ("backends/trt_library.py",),
-    "tensorrt_rtx": ("backends/trt_library.py",),
+    "tensorrt_rtx": ("backends/trt_library.py",), "cuda": ("gpu.py", "backends/cuda.py"),
     "av": ("video.py", "encoding.py", "footage.py"), "sentencepiece": ("text.py",),
 }
 """Modules that only these files of arlon_rt may import, inside a function."""
@@ -77,6 +77,9 @@ def within(module: str, package: str) -> bool:
 
 ALL_FILES = [pytest.param(p, f, id=f"{p}/{f.relative_to(PACKAGES[p] / p)}") for p in PACKAGES for f in files(p)]
 RUNTIME_FILES = [p for p in ALL_FILES if p.values[0] == "arlon_rt"]
+ENGINES_FILES = [p for p in ALL_FILES if p.values[0] == "arlon_engines"]
+SHOWING = ("commands.py", "display.py")
+"""Files of arlon_engines that write on the screen."""
 
 
 @pytest.mark.parametrize(("package", "path"), ALL_FILES)
@@ -125,6 +128,18 @@ def test_only_the_command_prints(package: str, path: Path) -> None:
     assert path.name.startswith("cli") or "print" not in calls
 
 
+@pytest.mark.parametrize(("package", "path"), ENGINES_FILES)
+def test_the_builder_writes_on_the_screen_in_two_files_and_loads_tensorrt_when_it_builds(
+    package: str, path: Path
+) -> None:
+    for found in imports(path):
+        assert not within(found.module, "rich") or path.name in SHOWING
+        assert not found.module.startswith("tensorrt"), "flavour.py opens the one that is asked for"
+        assert not within(found.module, "polygraphy"), "its scripts import it, the builder does not"
+    assert not [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                if isinstance(n, ast.Name) and n.id == "print"]
+
+
 HEAVY = ("torch", "transformers", "diffusers", "onnx", "onnxruntime", "tensorrt", "av", "sentencepiece", "rich")
 
 
@@ -138,6 +153,11 @@ def loaded(code: str) -> set[str]:
 @pytest.mark.parametrize("code", ["import arlon_rt", "import arlon_rt.pipeline", "import arlon_rt.backends.session"])
 def test_importing_the_runtime_loads_no_backend(code: str) -> None:
     assert loaded(code) & set(HEAVY) == set()
+
+
+def test_the_build_command_is_read_without_numpy_and_any_backend() -> None:
+    found = loaded("import arlon_engines.commands")
+    assert found & {*HEAVY, "numpy", "tensorrt_rtx", "polygraphy", "arlon_export"} == {"rich"}
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

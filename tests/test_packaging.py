@@ -45,11 +45,11 @@ def sdist(built: Path) -> set[str]:
 
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: dict[str, int]) -> None:
     tops = {PurePosixPath(name).parts[0] for name in wheel}
-    assert {"arlon_rt", "arlon_export"} <= tops
+    assert {"arlon_rt", "arlon_export", "arlon_engines"} <= tops
     assert {top for top in tops if not top.startswith("arlon_")} == set()
 
 
-@pytest.mark.parametrize("package", ["runtime/arlon_rt", "export/arlon_export"])
+@pytest.mark.parametrize("package", ["runtime/arlon_rt", "export/arlon_export", "engines/arlon_engines"])
 def test_the_wheel_holds_every_module(wheel: dict[str, int], package: str) -> None:
     parent = (ROOT / package).parent
     modules = {path.relative_to(parent).as_posix() for path in (ROOT / package).rglob("*.py")}

@@ -26,6 +26,7 @@ BUILT_IN = {
     "doctor": ("arlon_rt.cli_bundle:doctor", "say what this machine can run, and what to install"),
 }
 PLUGGED_IN = {
+    "build": "build TensorRT engines of a bundle (extra: tensorrt or tensorrt-rtx)",
     "export": "turn a checkpoint into a bundle (extra: export)",
     "parity": "compare the graphs that ship with recorded outputs (extra: export)",
 }

@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
+from arlon_rt.backends import BACKENDS, usual_device
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.errors import OptionsError
 from arlon_rt.options import GenerateOptions
@@ -130,9 +132,26 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     """Which bundle runs, and where."""
     group = parser.add_argument_group("model and machine")
     group.add_argument("--bundle", type=Path, metavar="DIR", help="the model to use (default: the demo model)")
-    group.add_argument("--device", default="cpu", metavar="D", help="cpu (the default), cuda, or cuda:1, …")
+    group.add_argument(
+        "--backend", choices=BACKENDS, default="onnxruntime",
+        help="what runs it (default: onnxruntime); the others take engines that `arlon-rt build` made",
+    )
+    group.add_argument("--device", metavar="D", help="cpu (the default of onnxruntime), cuda, or cuda:1, …")
     group.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="default: fp32 on a CPU, fp16 on a GPU")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
+
+
+    group.add_argument(
+        "--trust-engines", action="store_true", help="load TensorRT engines that you did not build: they are code"
+    )
+
+
+def machine(args: argparse.Namespace) -> dict[str, Any]:
+    """What the arguments of `add_backend` say to `Pipeline.open`, the bundle aside."""
+    return {
+        "backend": args.backend, "device": args.device or usual_device(args.backend), "precision": args.precision,
+        "threads": args.threads, "trust_engines": args.trust_engines,
+    }
 
 
 def open_bundle(args: argparse.Namespace) -> Bundle:

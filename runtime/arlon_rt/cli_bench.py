@@ -8,7 +8,15 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from arlon_rt.cli_arguments import add_backend, add_options, add_prompts, open_bundle, read_options, read_prompts
+from arlon_rt.cli_arguments import (
+    add_backend,
+    add_options,
+    add_prompts,
+    machine,
+    open_bundle,
+    read_options,
+    read_prompts,
+)
 from arlon_rt.cli_progress import WORDS, StageClock, print_json
 from arlon_rt.errors import OptionsError
 
@@ -44,12 +52,14 @@ class Bench:
         timeline, bundle = read_prompts(args), open_bundle(args)
         options = read_options(args, bundle)
         began = time.perf_counter()
-        with Pipeline.open(bundle, device=args.device, precision=args.precision, threads=args.threads) as pipeline:
+        here = machine(args)
+        with Pipeline.open(bundle, **here) as pipeline:
             load = time.perf_counter() - began
             runs = [time_stages(pipeline, timeline, options) for _ in range(args.runs + 1)][1:]
         resolved = options.resolved(bundle)
         result = {
-            "bundle": bundle.hash, "device": args.device, "machine": platform.processor() or platform.machine(),
+            "bundle": bundle.hash, "backend": here["backend"], "device": here["device"],
+            "machine": platform.processor() or platform.machine(),
             "num_frames": resolved.num_frames, "num_inference_steps": resolved.num_inference_steps,
             "video_seconds": resolved.num_frames / resolved.fps, "load_seconds": load, "runs": runs,
         }

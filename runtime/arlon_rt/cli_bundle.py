@@ -21,7 +21,7 @@ LONGEST_VALUE = 100
 class Inspect:
     """The command; see `arlon_rt.cli.Command`."""
 
-    help = "Say what a bundle holds: its networks, graphs, precisions, sizes and defaults. Only the manifest is read."
+    help = "Say what a bundle holds: its networks, graphs, engines, precisions, sizes and defaults. No graph is read."
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add_bundle(parser)
@@ -105,6 +105,7 @@ def print_summary(summary: Summary) -> None:
     print(f"\n{'network':<10}{'graph':<14}{'parameters':>12}{'on disk':>10}{'FLOPs a run':>13}  precisions")
     for network in summary.networks:
         print_network(network)
+    print_engines(summary)
     print()
     for name, value in summary.provenance.items():
         text = json.dumps(value, ensure_ascii=False)
@@ -119,6 +120,23 @@ def print_network(network: NetworkSummary) -> None:
         flops = scaled(graph.flops) if graph.flops else ""
         print(f"{name:<10}{graph.name:<14}{parameters:>12}{size:>10}{flops:>13}  {', '.join(graph.precisions)}")
         name = parameters = size = ""
+
+
+def print_engines(summary: Summary) -> None:
+    """A block for each identity, in it a line for each engine."""
+    for fault in summary.engine_faults:
+        print(f"\nengines: {fault}")
+    blocks = dict.fromkeys(engine.entry.header.identity for engine in summary.engines)
+    for identity in blocks:
+        mine = [engine for engine in summary.engines if engine.entry.header.identity == identity]
+        total = sum(engine.entry.header.plan_bytes for engine in mine)
+        print(f"\nengines for {identity}: {scaled(total)}B")
+        print(f"{'graph':<14}{'on disk':>10}{'layers':>8}{'attention':>11}{'cache updates':>15}{'profiles':>10}")
+        for engine in mine:
+            header, layers = engine.entry.header, engine.entry.layers
+            print(f"{header.graph:<14}{scaled(header.plan_bytes) + 'B':>10}{sum(layers.values()):>8}"
+                  f"{layers.get('ATTENTION_INPUT', 0):>11}{layers.get('KV_CACHE_UPDATE', 0):>15}"
+                  f"{len(engine.entry.profiles):>10}{f'  {engine.fault}' if engine.fault else ''}")
 
 
 def scaled(number: float) -> str:

@@ -10,7 +10,15 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from arlon_rt.cli_arguments import add_backend, add_options, add_prompts, open_bundle, read_options, read_prompts
+from arlon_rt.cli_arguments import (
+    add_backend,
+    add_options,
+    add_prompts,
+    machine,
+    open_bundle,
+    read_options,
+    read_prompts,
+)
 from arlon_rt.cli_footage import add_footage, read_footage
 from arlon_rt.cli_progress import Display, choose
 from arlon_rt.cli_recording import Recording, snapshot_of
@@ -19,7 +27,9 @@ from arlon_rt.errors import ArlonError, Cancelled, OptionsError
 from arlon_rt.events import Event
 from arlon_rt.sinks import PIPE, check_sink
 
-OF_ANY_RUN = ("output", "resume", "preview", "bundle", "device", "quiet", "json", "crf", "effort", "overlap")
+OF_ANY_RUN = (
+    "output", "resume", "preview", "bundle", "backend", "trust_engines", "quiet", "json", "crf", "effort", "overlap",
+)
 """Arguments that may be given with --resume, or have a default that is not None."""
 
 
@@ -137,13 +147,12 @@ def make(recording: Recording, args: argparse.Namespace, stop: Stop, display: Di
         recording.note(event)
         stop.check()
 
-    threads = args.threads
-    if threads is None and args.overlap and args.device == "cpu":
-        threads = max(1, (os.cpu_count() or 1) // 2)   # more, and the stages wait for each other's cores
-    machine = {"device": args.device, "precision": args.precision, "threads": threads}
+    here = machine(args)
+    if here["threads"] is None and args.overlap and here["device"] == "cpu":
+        here["threads"] = max(1, (os.cpu_count() or 1) // 2)   # more, and stages wait for each other's cores
     if recording.resumed_from:
-        machine = dataclasses.asdict(recording.resumed_from.machine)
-    with display, Pipeline.open(recording.bundle, **machine) as pipeline:
+        here |= dataclasses.asdict(recording.resumed_from.machine)
+    with display, Pipeline.open(recording.bundle, **here) as pipeline:
         for read in recording.sources.read:
             on_event(read)
         stop.check()

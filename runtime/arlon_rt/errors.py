@@ -5,7 +5,9 @@ ArlonError
 ├── BundleError (ValueError)             a bundle's manifest or files are damaged, hostile or do not fit together
 │   └── BundleNotFoundError (FileNotFoundError)
 ├── BackendError (RuntimeError)          a graph could not be opened or run
-│   └── MissingExtraError (ImportError)  an optional dependency is not installed; names the pip command
+│   ├── MissingExtraError (ImportError)  an optional dependency is not installed; names the pip command
+│   └── EngineError                      an engine does not fit, is damaged or was not built here
+│       └── EngineNotFoundError (FileNotFoundError)
 ├── OutputError (OSError)                the video could not be written
 └── Cancelled                            the request was cancelled by its caller
 """
@@ -35,6 +37,14 @@ class BackendError(ArlonError, RuntimeError):
 
 class MissingExtraError(BackendError, ImportError):
     """An optional dependency is not installed."""
+
+
+class EngineError(BackendError):
+    """An engine does not fit, is damaged, or was not built here by this user."""
+
+
+class EngineNotFoundError(EngineError, FileNotFoundError):
+    """There is no engine of this graph at all."""
 
 
 class OutputError(ArlonError, OSError):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from arlon_rt.bundle import Bundle
+from arlon_rt.engines import EngineEntry, engine_stores
+from arlon_rt.errors import ArlonError, EngineError
 from arlon_rt.graphs import graph_specs
 from arlon_rt.options import GenerateOptions, ResolvedOptions
 
@@ -36,6 +38,16 @@ class NetworkSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineSummary:
+    """One engine that was built of a graph."""
+
+    entry: EngineEntry
+    path: str
+    fault: str | None
+    """Why it would not be loaded, as far as its header tells; its plan is not hashed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """A bundle as plain values; `dataclasses.asdict` makes JSON of it."""
 
@@ -60,12 +72,17 @@ class Summary:
     defaults: ResolvedOptions
     """A request that asks for nothing."""
     provenance: Mapping[str, Any]
+    engines: tuple[EngineSummary, ...]
+    """Those in the bundle, then those in the user's cache."""
+    engine_faults: tuple[str, ...]
+    """Indexes of engines that cannot be read."""
 
 
 def describe(bundle: Bundle) -> Summary:
-    """Summarise a bundle from its manifest alone; no other file is read."""
+    """Summarise a bundle from its manifest and the index of its engines; no graph is read."""
     manifest, video = bundle.manifest, bundle.model.video
     networks = dict.fromkeys(spec.network for spec in graph_specs(bundle.model).values())
+    engines, engine_faults = _engines(bundle)
     return Summary(
         path=str(bundle.path), hash=bundle.hash, format=manifest.format, arlon_rt=manifest.arlon_rt,
         licence=manifest.licence, baseline=bundle.is_baseline, precisions=bundle.precisions,
@@ -74,7 +91,28 @@ def describe(bundle: Bundle) -> Summary:
         largest_height=video.max_height or video.height, largest_width=video.max_width or video.width,
         max_prompt_tokens=bundle.model.text.max_length, prompt_suffix=bundle.model.text.prompt_suffix,
         defaults=GenerateOptions().resolved(bundle), provenance=manifest.provenance,
+        engines=engines, engine_faults=engine_faults,
     )
+
+
+def _engines(bundle: Bundle) -> tuple[tuple[EngineSummary, ...], tuple[str, ...]]:
+    engines: list[EngineSummary] = []
+    faults: list[str] = []
+    for store in engine_stores(bundle):
+        try:
+            entries = store.index().engines
+        except EngineError as error:
+            faults.append(str(error))
+            continue
+        for entry in entries:
+            header, path, fault = entry.header, "", None
+            try:
+                path = str(store.path(header.graph, header.identity))
+                store.find(bundle, header.graph, header.identity, trust=False, whole=False)
+            except ArlonError as error:
+                fault = str(error)
+            engines.append(EngineSummary(entry=entry, path=path, fault=fault))
+    return tuple(engines), tuple(faults)
 
 
 def _network(bundle: Bundle, network: str) -> NetworkSummary:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt.ar import GivenTokens
+from arlon_rt.backends import usual_device
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.errors import ArlonError, OptionsError
 from arlon_rt.generation import Generation, Work
@@ -63,23 +64,29 @@ class Pipeline:
     @classmethod
     def open(
         cls, bundle: Bundle | str | os.PathLike[str] | None = None, *, backend: str = "onnxruntime",
-        device: str = "cpu", precision: str | None = None, threads: int | None = None,
+        device: str | None = None, precision: str | None = None, threads: int | None = None,
+        trust_engines: bool = False,
     ) -> Self:
         """Open every graph of a bundle, by default the demo bundle.
 
         Args:
             bundle: a bundle or the path of one.
-            backend: what runs the graphs.
-            device: where they run, e.g. ``"cpu"``.
+            backend: what runs the graphs: ``"onnxruntime"``, or ``"tensorrt"`` or ``"tensorrt-rtx"`` with engines that
+                `arlon-rt build` made.
+            device: where they run: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default the CPU for ONNX Runtime.
             precision: ``"fp32"`` or ``"fp16"``; by default fp32 on a CPU and fp16, where there is one, elsewhere.
             threads: CPU threads; by default what the backend thinks best.
+            trust_engines: load engines that this user did not build; an engine is code.
 
         Raises:
             BundleError: the bundle cannot be opened.
             BackendError: one of its graphs cannot be opened.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(demo_bundle_path() if bundle is None else bundle)
-        stages = Stages.open(opened, backend=backend, device=device, precision=precision, threads=threads)
+        device = device or usual_device(backend)
+        stages = Stages.open(
+            opened, backend=backend, device=device, precision=precision, threads=threads, trust_engines=trust_engines
+        )
         return cls(opened, stages, backend=backend, device=device, threads=threads)
 
     def stream(

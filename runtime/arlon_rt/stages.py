@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from arlon_rt.ar import TokenModel
-from arlon_rt.backends.session import Session, open_session
+from arlon_rt.backends.session import Session, open_sessions
 from arlon_rt.bundle import Bundle
 from arlon_rt.dit import Denoiser
 from arlon_rt.graphs import graph_specs, segment_latents
@@ -32,16 +32,19 @@ class Stages:
     precision: str
 
     @classmethod
-    def open(cls, bundle: Bundle, *, backend: str, device: str, precision: str | None, threads: int | None) -> Self:
+    def open(
+        cls, bundle: Bundle, *, backend: str, device: str, precision: str | None, threads: int | None,
+        trust_engines: bool = False,
+    ) -> Self:
         """Open every graph of a bundle; when one fails, those before it are closed."""
         precision = precision or usual_precision(bundle, device)
+        sessions = open_sessions(
+            bundle, graph_specs(bundle.model), backend=backend, device=device, precision=precision, threads=threads,
+            trust_engines=trust_engines,
+        )
         with ExitStack() as on_error:
-            sessions: dict[str, Session] = {}
-            for graph in graph_specs(bundle.model):
-                sessions[graph] = open_session(
-                    bundle, graph, backend=backend, device=device, precision=precision, threads=threads
-                )
-                on_error.callback(sessions[graph].close)
+            for session in sessions.values():
+                on_error.callback(session.close)
             stages = cls.of(bundle, sessions, precision)
             on_error.pop_all()
         return stages

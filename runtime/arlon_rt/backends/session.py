@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from arlon_rt.backends import BACKENDS
 from arlon_rt.bundle import Bundle
+from arlon_rt.engine_file import FLAVOURS
 from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.manifest import signature
 
 Array = npt.NDArray[Any]
-BACKENDS = ("onnxruntime",)
 
 
 class Handle(Protocol):
@@ -62,22 +64,24 @@ class Session(Protocol):
         """Free the graph. A second call does nothing; handles stay valid."""
 
 
-def open_session(
+def open_sessions(
     bundle: Bundle,
-    graph: str,
+    graphs: Iterable[str],
     *,
     backend: str = "onnxruntime",
     device: str = "cpu",
     precision: str = "fp32",
     threads: int | None = None,
-) -> Session:
-    """Open ``graph`` of ``bundle``; the only place that chooses a backend.
+    trust_engines: bool = False,
+) -> dict[str, Session]:
+    """Open ``graphs`` of ``bundle``; the only place that chooses a backend. When one fails, the others are closed.
 
     Args:
-        backend: ``"onnxruntime"``.
+        backend: one of `BACKENDS`.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         precision: ``"fp32"``, ``"fp16"``, …: a precision set of the bundle.
-        threads: threads inside one operator; ``None`` lets the backend choose.
+        threads: CPU threads inside one operator; ``None`` lets the backend choose.
+        trust_engines: load TensorRT engines that this user did not build; an engine is code.
 
     Raises:
         BundleError: the bundle has no such graph or its file is damaged.
@@ -85,11 +89,42 @@ def open_session(
     """
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}; it must be 1 or more, or None to let the backend choose")
+    names = list(graphs)
+    opening: Iterator[Session]
     if backend == "onnxruntime":
         from arlon_rt.backends.ort import OrtSession
 
-        return OrtSession.open(bundle, graph, device=device, precision=precision, threads=threads)
-    raise BackendError(f"backend is {backend!r}; this version has {', '.join(map(repr, BACKENDS))}")
+        opening = (
+            OrtSession.open(bundle, graph, device=device, precision=precision, threads=threads) for graph in names
+        )
+    elif flavour := next((name for name in FLAVOURS if name == backend), None):
+        from arlon_rt.backends.trt_open import open_engines
+
+        if threads is not None:
+            raise BackendError(f"threads is {threads}, but backend {backend} runs on a GPU; leave threads out")
+        opening = open_engines(
+            bundle, names, flavour=flavour, device=device, precision=precision, trust=trust_engines
+        )
+    else:
+        raise BackendError(f"backend is {backend!r}; this version has {', '.join(map(repr, BACKENDS))}")
+    with ExitStack() as on_error:
+        opened: dict[str, Session] = {}
+        for graph, session in zip(names, opening, strict=True):
+            opened[graph] = session
+            on_error.callback(session.close)
+        on_error.pop_all()
+    return opened
+
+
+def open_session(
+    bundle: Bundle, graph: str, *, backend: str = "onnxruntime", device: str = "cpu", precision: str = "fp32",
+    threads: int | None = None,
+) -> Session:
+    """Open one graph; see `open_sessions`."""
+    opened = open_sessions(
+        bundle, [graph], backend=backend, device=device, precision=precision, threads=threads
+    )
+    return opened[graph]
 
 
 class FeedCheck:

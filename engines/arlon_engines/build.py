@@ -1,0 +1,134 @@
+"""A whole build: which engines are wanted, which are there, and the others one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from arlon_engines.engine import Job
+from arlon_engines.flavour import open_flavour
+from arlon_engines.lock import building_in
+from arlon_engines.process import build_in_process
+from arlon_engines.profiles import Size, profile_name, profiles_of
+from arlon_engines.watch import Built, Kept, NotBuilt, OnEvent, Waiting
+from arlon_rt.built_here import record
+from arlon_rt.bundle import Bundle
+from arlon_rt.engine_file import Flavour as FlavourName
+from arlon_rt.engine_file import Identity
+from arlon_rt.engines import EngineEntry, EngineStore, store_to_build_in
+from arlon_rt.errors import ArlonError, EngineError, OptionsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be built of a bundle."""
+
+    flavour: FlavourName
+    precision: str
+    gpus: tuple[str, ...]
+    """``"sm89"``, …: one set of engines each."""
+    sizes: tuple[Size, ...] = ()
+    """Empty: engines take every size the bundle allows."""
+    only: tuple[str, ...] = ()
+    """Empty: every graph of the bundle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One engine that is wanted."""
+
+    job: Job
+    reason: str | None
+    """Why it must be built; ``None``: it is there and fits."""
+
+
+def plan(bundle: Bundle, request: Request) -> list[Planned]:
+    """Every engine that the request wants, graph by graph, and why it must be built if it must.
+
+    Raises:
+        ArlonError: a graph or a precision is not there, or TensorRT cannot build for a GPU.
+    """
+    flavour = open_flavour(request.flavour)
+    for gpu in request.gpus:
+        flavour.check_gpu(gpu)
+    store = store_to_build_in(bundle)
+    identities = [
+        Identity(
+            flavour=request.flavour, version=flavour.trt.__version__, compute_capability=gpu,
+            precision=request.precision, profile=profile_name(request.sizes),
+        ) for gpu in dict.fromkeys(request.gpus)
+    ]
+    return [
+        _planned(bundle, store, graph, identity, request.sizes)
+        for graph in _graphs(bundle, request) for identity in identities
+    ]
+
+
+def build(bundle: Bundle, request: Request, on_event: OnEvent) -> list[NotBuilt]:
+    """Build what is missing or changed; return what could not be built.
+
+    Raises:
+        ArlonError: nothing could be begun.
+    """
+    store = store_to_build_in(bundle)
+    with building_in(store.folder, lambda: on_event(Waiting(folder=store.folder))):
+        return [failed for planned in plan(bundle, request) if (failed := _build(store, planned, on_event))]
+
+
+def _build(store: EngineStore, planned: Planned, on_event: OnEvent) -> NotBuilt | None:
+    job = planned.job
+    if planned.reason is None:
+        on_event(Kept(graph=job.graph, identity=job.identity))
+        return None
+    _sweep(job)
+    try:
+        entry = build_in_process(job, on_event)
+        record(entry.header.plan_sha256)
+        store.add(entry, _readable(store))
+    except ArlonError as error:
+        failed = NotBuilt(graph=job.graph, identity=job.identity, message=str(error))
+        on_event(failed)
+        return failed
+    finally:
+        _sweep(job)
+    on_event(Built(entry=entry))
+    return None
+
+
+def _planned(bundle: Bundle, store: EngineStore, graph: str, identity: Identity, sizes: Sequence[Size]) -> Planned:
+    job = Job(
+        bundle=bundle.path.resolve(), graph=graph, identity=identity, target=store.path(graph, identity),
+        profiles=profiles_of(bundle.model, graph, sizes),
+    )
+    try:
+        store.find(bundle, graph, identity, trust=False)
+    except EngineError as error:
+        return Planned(job=job, reason=str(error))
+    return Planned(job=job, reason=None)
+
+
+def _graphs(bundle: Bundle, request: Request) -> tuple[str, ...]:
+    there = tuple(bundle.manifest.graphs)
+    for graph in request.only:
+        if graph not in there:
+            raise OptionsError(f"only is {graph!r:.80}; this bundle has {', '.join(there)}")
+    chosen = tuple(graph for graph in there if not request.only or graph in request.only)
+    for graph in chosen:
+        bundle.graph(graph, request.precision)
+    return chosen
+
+
+def _readable(store: EngineStore) -> tuple[EngineEntry, ...]:
+    """What the index lists; nothing of one that is damaged, whose engines are then all built again."""
+    try:
+        return store.index().engines
+    except EngineError:
+        return ()
+
+
+def _sweep(job: Job) -> None:
+    """Remove what a process that was killed left half-written; the lock says that nobody else is at it."""
+    with contextlib.suppress(OSError):
+        for path in job.target.parent.glob(f".{job.target.name}.*"):
+            path.unlink()

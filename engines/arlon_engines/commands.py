@@ -1,0 +1,101 @@
+"""``arlon-rt build``; this file and display.py are what prints of the builder."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from arlon_engines.build import Request, build, plan
+from arlon_engines.display import Display, print_plan
+from arlon_engines.errors import BuildError
+from arlon_engines.profiles import parse_size
+from arlon_rt.bundle import Bundle
+from arlon_rt.cli_arguments import open_bundle
+from arlon_rt.cli_bundle import add_bundle
+from arlon_rt.engine_file import FLAVOURS
+from arlon_rt.errors import BackendError, OptionsError
+from arlon_rt.gpu import compute_capability
+
+PRECISIONS = ("fp16", "bf16", "fp32")
+
+
+class Build:
+    """The command; see `arlon_rt.cli.Command`."""
+
+    help = (
+        "Build TensorRT engines of a bundle's graphs, those that are missing or out of date. They go into the "
+        "bundle's folder engines/, or into your cache if the bundle cannot be written."
+    )
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        add_bundle(parser)
+        parser.add_argument("--backend", choices=FLAVOURS, required=True, help="which TensorRT they are for")
+        parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="default: fp16")
+        parser.add_argument(
+            "--gpu", action="append", metavar="smNN", help="compute capability; repeat it (default: this machine's GPU)"
+        )
+        parser.add_argument(
+            "--profile", action="append", metavar="WxHxF",
+            help="width, height and longest segment; repeat it (default: any size, tuned for the bundle's own)",
+        )
+        parser.add_argument("--only", metavar="GRAPH,GRAPH", help="build these graphs alone, e.g. dit,vae_decoder")
+        parser.add_argument("--dry-run", action="store_true", help="say what would be built, and why")
+        parser.add_argument(
+            "--polygraphy", type=Path, metavar="DIR",
+            help="write scripts there with which Polygraphy compares each engine with ONNX Runtime; build nothing",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        bundle = open_bundle(args)
+        request = read_request(args, bundle)
+        console = Console(highlight=False)
+        if args.polygraphy is not None:
+            from arlon_engines.polygraphy_files import write_scripts
+
+            for script in write_scripts(bundle, request, args.polygraphy):
+                console.print(str(script), soft_wrap=True)
+            return 0
+        if args.dry_run:
+            print_plan(console, plan(bundle, request))
+            return 0
+        try:
+            with Display(console) as display:
+                failed = build(bundle, request, display.event)
+        except KeyboardInterrupt:
+            console.print("interrupted: engines that are done are kept, and the same command goes on with the others")
+            raise
+        if failed:
+            names = ", ".join(f"{f.graph} for {f.identity.compute_capability}" for f in failed)
+            raise BuildError(f"no engine of {names}; the reason stands above, and the others are there")
+        return 0
+
+
+def read_request(args: argparse.Namespace, bundle: Bundle) -> Request:
+    """What the arguments ask for.
+
+    Raises:
+        OptionsError: a GPU or a profile is not of the form expected, or no GPU is named and none is here.
+    """
+    return Request(
+        flavour=args.backend, precision=args.precision, gpus=_gpus(args.gpu),
+        sizes=tuple(parse_size(text, bundle.model) for text in args.profile or ()),
+        only=tuple(name.strip() for name in (args.only or "").split(",") if name.strip()),
+    )
+
+
+def _gpus(named: list[str] | None) -> tuple[str, ...]:
+    if named is None:
+        try:
+            return (compute_capability(),)
+        except BackendError as error:
+            raise OptionsError(f"no --gpu is given, e.g. --gpu sm89, and {error}") from error
+    for gpu in named:
+        if not re.fullmatch(r"sm\d{2,3}", gpu):
+            raise OptionsError(f"gpu is {gpu!r:.80}; sm and the compute capability are expected, e.g. sm89 for 8.9")
+    return tuple(named)
+
+
+build_command = Build()

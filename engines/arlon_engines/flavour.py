@@ -1,0 +1,53 @@
+"""The two TensorRTs behind one seam: what differs between them is here and in the two files that implement it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol
+
+from arlon_rt.engine_file import Flavour as FlavourName
+from arlon_rt.errors import MissingExtraError
+
+MODULES: dict[FlavourName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+class Flavour(Protocol):
+    """One TensorRT. Everything else of its Python API is the same in both."""
+
+    @property
+    def trt(self) -> Any:
+        """Its module."""
+
+    def check_gpu(self, gpu: str) -> None:
+        """Raise `BuildError` unless engines for ``gpu`` can be built on this machine."""
+
+    def set_gpu(self, config: Any, gpu: str) -> None:
+        """Make the builder configuration ``config`` compile for ``gpu``."""
+
+    def load_timings(self, config: Any, gpu: str) -> None:
+        """Give ``config`` what earlier builds measured, if this TensorRT measures."""
+
+    def save_timings(self, config: Any, gpu: str) -> None:
+        """Keep what this build measured."""
+
+
+def open_flavour(name: FlavourName) -> Flavour:
+    """Import the TensorRT called ``name``.
+
+    Raises:
+        MissingExtraError: it, or one of its libraries, is not installed.
+    """
+    try:
+        trt = import_module(MODULES[name])
+    except ImportError as error:
+        raise MissingExtraError(
+            f"building for {name} needs {MODULES[name]}, which cannot be imported ({error}): "
+            f"pip install 'arlon-rt[{name}]'"
+        ) from error
+    if name == "tensorrt":
+        from arlon_engines.standard import Standard
+
+        return Standard(trt)
+    from arlon_engines.rtx import RTX
+
+    return RTX(trt)

@@ -1,0 +1,145 @@
+"""What a parsed network must hold before it is compiled: nothing dropped, nothing copied, nothing widened unasked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from arlon_engines.errors import BuildError
+from arlon_engines.layers import LayerFacts
+from arlon_engines.onnx_nodes import Node
+from arlon_rt.graphs import GraphSpec
+from arlon_rt.manifest import GraphEntry, signature
+
+_CONTRACT_TYPE = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8",
+}
+_OPERATORS = {
+    "MATRIX_MULTIPLY": ("MatMul", "Gemm"), "CONVOLUTION": ("Conv",), "DECONVOLUTION": ("ConvTranspose",),
+    "ATTENTION_INPUT": ("Attention",),
+}
+"""Heavy layers -> the ONNX operators they come from, by which a manifest says what is kept in float32."""
+ATTENTION_INPUTS = 4
+"""Query, key, value, mask: those of an Attention node that TensorRT reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCounts:
+    """A network in numbers."""
+
+    layers: Mapping[str, int]
+    wider: Mapping[str, int]
+    """Heavy layers in float32 though the set is half-precision."""
+
+
+def check_network(
+    trt: Any, network: Any, spec: GraphSpec, precision: str, entry: GraphEntry, expected: LayerFacts,
+    nodes: Sequence[Node],
+) -> NetworkCounts:
+    """Count the layers of ``network`` and compare them with what the graph must have.
+
+    Raises:
+        BuildError: the message lists every difference.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    types = Counter(layer.type.name for layer in layers)
+    wider = _wider(layers, precision)
+    problems = [
+        *_dropped(nodes), *_signature_problems(network, spec, precision), *_unread(network, layers, spec),
+        *_attention_problems(trt, layers, expected), *_cache_problems(trt, layers, expected),
+        *_widened(wider, precision, entry),
+    ]
+    if problems:
+        raise BuildError(f"{spec.name}.{precision}: {'; '.join(problems)}")
+    return NetworkCounts(layers=dict(sorted(types.items())), wider=wider)
+
+
+def check_warnings(graph: str, warnings: Sequence[str]) -> None:
+    """Raise `BuildError` if TensorRT warned, while it parsed or compiled, of an input that it does not use."""
+    unused = [" ".join(line.split()) for line in warnings if "unused input" in line.lower()]
+    if unused:
+        raise BuildError(f"{graph}: TensorRT ignores an input that changes the result: {'; '.join(unused)}")
+
+
+def _dropped(nodes: Sequence[Node]) -> Iterator[str]:
+    """TensorRT for RTX 1.7 parses Attention as if its inputs after the mask were not there, without a word."""
+    for node in nodes:
+        extra = [name for name in node.inputs[ATTENTION_INPUTS:] if name]
+        if node.operator == "Attention" and extra:
+            yield f"TensorRT ignores the input {', '.join(extra)} of node {node.name} (Attention)"
+
+
+def _signature_problems(network: Any, spec: GraphSpec, precision: str) -> Iterator[str]:
+    inputs = {t.name: t for t in (network.get_input(i) for i in range(network.num_inputs))}
+    outputs = {t.name: t for t in (network.get_output(i) for i in range(network.num_outputs))}
+    for kind, tensors, wanted in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
+        for name in tensors.keys() - {t.name for t in wanted}:
+            yield f"the network has an {kind} {name}, which the contract does not state"
+        for name, dtype, _ in signature(wanted, precision):
+            if name not in tensors:
+                yield f"the network has no {kind} {name}"
+            elif (found := _CONTRACT_TYPE.get(tensors[name].dtype.name)) != dtype:
+                yield f"{kind} {name} is {found or tensors[name].dtype.name}; {dtype} is expected"
+
+
+def _unread(network: Any, layers: Sequence[Any], spec: GraphSpec) -> Iterator[str]:
+    """An input that no node reads is parsed without a word."""
+    read = {t.name for layer in layers for i in range(layer.num_inputs) if (t := layer.get_input(i)) is not None}
+    names = {t.name for t in (network.get_input(i) for i in range(network.num_inputs))}
+    for tensor in spec.inputs:
+        if tensor.name in names and tensor.name not in read:
+            yield f"no layer reads the input {tensor.name}"
+
+
+def _attention_problems(trt: Any, layers: Sequence[Any], expected: LayerFacts) -> Iterator[str]:
+    found = attention_layers(trt, layers)
+    if len(found) != expected.attention:
+        yield f"{len(found)} attention layers; the model has {expected.attention}"
+        return
+    masked = sum(
+        layer.attention.mask is not None or layer.attention.causal_kind != trt.CausalMaskKind.NONE for layer in found
+    )
+    if masked != expected.masked:
+        yield f"{masked} of its attention layers are masked; {expected.masked} must be"
+
+
+def _cache_problems(trt: Any, layers: Sequence[Any], expected: LayerFacts) -> Iterator[str]:
+    """A cache that is not read and written by one update layer is copied, or is not updated at all."""
+    updates = {
+        (layer.get_input(0).name, layer.get_output(0).name)
+        for layer in layers if layer.type == trt.LayerType.KV_CACHE_UPDATE
+    }
+    copied = [f"{cache} -> {out}" for cache, out in expected.cache_updates if (cache, out) not in updates]
+    if copied:
+        yield (
+            f"{len(expected.cache_updates) - len(copied)} of {len(expected.cache_updates)} caches are updated in "
+            f"place; not {', '.join(copied[:4])}{', …' if len(copied) > 4 else ''}"
+        )
+    elif len(updates) > len(expected.cache_updates):
+        yield f"{len(updates)} layers update caches; the model has {len(expected.cache_updates)}"
+
+
+def _wider(layers: Sequence[Any], precision: str) -> dict[str, int]:
+    if precision == "fp32":
+        return {}
+    heavy = [layer for layer in layers if layer.type.name in _OPERATORS]
+    return dict(sorted(Counter(layer.type.name for layer in heavy if layer.get_input(0).dtype.name == "FLOAT").items()))
+
+
+def _widened(wider: Mapping[str, int], precision: str, entry: GraphEntry) -> Iterator[str]:
+    for kind, count in wider.items():
+        if not any(operator in entry.kept_fp32 for operator in _OPERATORS[kind]):
+            yield (
+                f"{count} {kind} layers compute in float32, and the manifest gives no reason to keep "
+                f"{_OPERATORS[kind][0]} in it"
+            )
+
+
+def attention_layers(trt: Any, layers: Sequence[Any]) -> list[Any]:
+    """The attention layers as `IAttentionInputLayer`; the bindings hand out the base class."""
+    found = [layer for layer in layers if layer.type == trt.LayerType.ATTENTION_INPUT]
+    for layer in found:
+        layer.__class__ = trt.IAttentionInputLayer
+    return found

@@ -1,0 +1,111 @@
+"""An engine on disk: a header of fixed size that says what it is, then the plan that TensorRT wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from arlon_rt.config import from_json, to_json
+from arlon_rt.errors import BundleError, EngineError
+
+MAGIC = b"arlon-rt engine 1\n"
+HEADER_BYTES = 4096
+"""The plan begins here: a page, so that it can be mapped, and so that ``tail -c +4097`` cuts the header off."""
+READ_BYTES = 1 << 20
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+ANY_SIZE = "any"
+"""The profile of an engine that takes every size the bundle allows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What must be the same for an engine to be usable, besides the ONNX graph it was built from."""
+
+    flavour: Flavour
+    version: str
+    """Of TensorRT, exactly: ``"1.7.1.116"``."""
+    compute_capability: str
+    """``"sm89"``."""
+    precision: str
+    profile: str = ANY_SIZE
+    """``"any"``, or the sizes it was built for: ``"512x512x68"``, several joined by ``_``."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its engines."""
+        return "-".join((self.flavour, self.version, self.compute_capability, self.precision, self.profile))
+
+    def __str__(self) -> str:
+        return " ".join((self.flavour, self.version, self.compute_capability, self.precision, self.profile))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineHeader:
+    """What an engine file says of itself."""
+
+    graph: str
+    identity: Identity
+    source: str
+    """`source_hash` of the graph it was built from."""
+    plan_bytes: int
+    plan_sha256: str
+
+
+def encode_header(header: EngineHeader) -> bytes:
+    """The first `HEADER_BYTES` of an engine file."""
+    content = MAGIC + json.dumps(to_json(header), indent=1).encode("ascii") + b"\n"
+    if len(content) > HEADER_BYTES:
+        raise EngineError(f"{header.graph}: {len(header.identity.profile)} characters of profile; build fewer sizes")
+    return content.ljust(HEADER_BYTES)
+
+
+def read_header(path: Path) -> EngineHeader:
+    """What the file ``path`` says of itself, after a check that it is as long as it says.
+
+    Raises:
+        EngineError: it is no engine of this project, was cut off, or its header is damaged.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            content = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error}") from error
+    if not content.startswith(MAGIC):
+        raise EngineError(f"{path} is no engine that arlon-rt built: it does not begin with its header")
+    if size < HEADER_BYTES:
+        raise EngineError(f"{path} was truncated: it has {size} bytes, less than a header")
+    try:
+        header = from_json(EngineHeader, json.loads(content[len(MAGIC) :].decode("ascii")), "header")
+    except (ValueError, RecursionError, BundleError) as error:
+        raise EngineError(f"{path} has a damaged header: {error}") from None
+    if size != HEADER_BYTES + header.plan_bytes:
+        what = "truncated" if size < HEADER_BYTES + header.plan_bytes else "changed"
+        raise EngineError(f"{path} was {what}: {size} bytes, its header says {HEADER_BYTES + header.plan_bytes}")
+    return header
+
+
+def check_plan(path: Path, header: EngineHeader) -> None:
+    """Read the whole plan and raise `EngineError` unless it has the hash that the header states."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            file.seek(HEADER_BYTES)
+            while chunk := file.read(READ_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error}") from error
+    if digest.hexdigest() != header.plan_sha256:
+        raise EngineError(f"{path} was changed since it was built: its SHA-256 is not the one stated for it")
+
+
+def read_plan(path: Path) -> bytes:
+    """What TensorRT deserialises, of a file that `find_engine` gave."""
+    with path.open("rb") as file:
+        file.seek(HEADER_BYTES)
+        return file.read()
