@@ -119,7 +119,7 @@ def test_inspect_lists_engines_identity_sizes_and_layers(
         assert block["vae_decoder"][2] == "MB"
     assert cli.main(["inspect", "--json"]) == 0
     engines = json.loads(capsys.readouterr().out)["engines"]
-    assert len([e for e in engines if e["fault"] is None]) >= 18
+    assert len([e for e in engines if e["fault"] is None]) >= 20
     assert engines[0]["entry"]["header"]["identity"]["flavour"] == "tensorrt-rtx"
 
 
