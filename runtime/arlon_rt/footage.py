@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,apng,png_pipe,jpeg_
 """FFmpeg's names of what is opened: no playlist, no list of files, no device."""
 MOST_PIXELS = 8192 * 8192
 """Of a picture."""
+MOST_SIDE = 16384
+"""Pixels, of a picture scaled to cover the model's size: one that is long and thin would fill the memory."""
 BT601, BT2020 = 5, 9
 MATRICES = {1: BT709, 4: BT601, 5: BT601, 6: BT601, 7: BT601, 9: BT2020, 10: BT2020}
 """FFmpeg's number of the matrix a frame is tagged with -> the one that its conversion knows."""
@@ -37,6 +40,8 @@ SD_LINES = 720
 """Untagged pictures with fewer lines have the matrix of BT.601, as players take it."""
 MARGIN_SECONDS = 2.0
 """Read before what is wanted of a clip's end, since containers round their lengths."""
+MISSING_SECONDS = 0.5
+"""A clip whose pictures end so much before the length it tells has lost some."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,13 +66,20 @@ def read_clip(
     Raises:
         OptionsError: the file cannot be read or used, or gives fewer than ``at_least`` frames.
     """
-    with _opened(path) as (container, stream):
-        fitting = _Fitting(path, height, width, stream.sample_aspect_ratio or Fraction(1))
-        timing = _Timing(fps, most_frames, end)
-        broken, rate = _decode(container, stream, fitting, timing), stream.average_rate
-    made = timing.frames()
+    for late in (end, False):
+        with _opened(path) as (container, stream):
+            length, rate = _seconds(container, stream), stream.average_rate
+            skipped = (length or 0.0) - most_frames / fps - MARGIN_SECONDS if late else 0.0
+            fitting = _Fitting(path, height, width, stream.sample_aspect_ratio or Fraction(1))
+            timing = _Timing(fps, most_frames, end)
+            broken = _decode(container, stream, timing, fitting, skipped)
+            made = timing.frames()
+        if skipped <= 0 or len(made) == most_frames:
+            break   # else the length was not true, as where a file broke off, and all is read
+    if not broken and not timing.more and length is not None and length - timing.total / fps > MISSING_SECONDS:
+        broken = f"the pictures end at second {timing.total / fps:.1f}, and the file tells of {length:.1f}"
     if len(made) < at_least:
-        reason = f"; it ends with {broken}" if broken else ""
+        reason = f" ({broken})" if broken else ""
         raise OptionsError(
             f"clip {str(path)!r} gives {len(made)} frames at {fps:g} a second; {at_least} or more are needed, that is "
             f"{at_least / fps:.2f} seconds{reason}"
@@ -79,7 +91,7 @@ def read_clip(
         of = "" if timing.more else f" of {timing.total}"
         changes.append(f"the {'last' if end else 'first'} {len(made)}{of} frames taken")
     if broken:
-        changes.append(f"what is after them left out, since it does not decode ({broken})")
+        changes.append(f"what should come after them is missing ({broken})")
     return Footage(frames=np.stack(made), changes=tuple(changes))
 
 
@@ -89,12 +101,17 @@ def read_image(path: str | os.PathLike[str], *, height: int, width: int) -> Foot
     Raises:
         OptionsError: the file cannot be read or used.
     """
+    import av
+
     with _opened(path) as (container, stream):
+        try:
+            frame = next(container.decode(stream))
+        except (StopIteration, av.FFmpegError) as error:
+            raise OptionsError(
+                f"image {str(path)!r} does not decode: {getattr(error, 'strerror', None) or 'no picture is whole'}"
+            ) from error
         fitting = _Fitting(path, height, width, stream.sample_aspect_ratio or Fraction(1))
-        timing = _Timing(1.0, 1, end=False)
-        if broken := _decode(container, stream, fitting, timing):
-            raise OptionsError(f"image {str(path)!r} does not decode: {broken}")
-    return Footage(frames=np.stack(timing.frames()), changes=tuple(fitting.changes))
+        return Footage(frames=fitting.fitted(frame)[None], changes=tuple(fitting.changes))
 
 
 @contextmanager
@@ -107,13 +124,16 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
         what = "is no file" if name.exists() else "does not exist"
         raise OptionsError(f"{str(path)!r} {what}; name a clip or an image")
     try:
-        with name.open("rb") as file, av.open(
+        # Opened by number: by a name, FFmpeg takes a larger .jpg for one of a series, which FORMATS leaves out.
+        with open(os.open(name, os.O_RDONLY), "rb") as file, av.open(
             file, options={"max_pixels": str(MOST_PIXELS)},
             container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
         ) as container:
             if not container.streams.video:
                 raise OptionsError(f"{str(path)!r} has no picture; name a clip or an image")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise OptionsError(f"{str(path)!r} has a coding that is unknown here; convert it to H.264 or PNG")
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > MOST_PIXELS:
                 raise OptionsError(f"{str(path)!r} is {width}×{height}; {MOST_PIXELS} pixels are the most")
@@ -121,31 +141,30 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
             yield container, stream
     except OptionsError:
         raise
-    except (OSError, ValueError, EOFError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OptionsError(f"{str(path)!r} cannot be read as a clip or an image: {reason}") from error
 
 
-def _decode(container: Any, stream: Any, fitting: _Fitting, timing: _Timing) -> str | None:
-    """Decode what ``timing`` wants of the track; returns what is wrong with the file where it ends early."""
+def _decode(container: Any, stream: Any, timing: _Timing, fitting: _Fitting, skipped: float) -> str | None:
+    """Decode what ``timing`` wants after ``skipped`` seconds; returns what is wrong where it ends early."""
     import av
 
     begin = float((stream.start_time or 0) * stream.time_base)
-    length = _seconds(container, stream)
-    skipped = (length or 0.0) - timing.most / timing.fps - MARGIN_SECONDS
-    if timing.end and skipped > 0:
-        try:
+    if skipped > 0:
+        with suppress(av.FFmpegError):   # what cannot be searched is decoded from the start
             container.seek(int((begin + skipped) / stream.time_base), stream=stream)
-        except av.FFmpegError:
-            container.seek(0)   # what cannot be searched is decoded from the start
-    try:
-        for number, frame in enumerate(container.decode(stream)):
-            at = number / timing.fps if frame.time is None else frame.time - begin
-            if not timing.take(at, lambda frame=frame: fitting.fitted(frame)):
-                return None
-    except av.FFmpegError as error:
-        return str(error.strerror or error)
-    return None
+    frames = enumerate(container.decode(stream))
+    while True:
+        try:
+            number, frame = next(frames)
+        except StopIteration:
+            return None
+        except av.FFmpegError as error:
+            return str(error.strerror or error)
+        at = number / timing.fps if frame.time is None else frame.time - begin
+        if not timing.take(at, float(frame.duration * frame.time_base), partial(fitting.fitted, frame)):
+            return None
 
 
 def _seconds(container: Any, stream: Any) -> float | None:
@@ -164,16 +183,20 @@ class _Timing:
         self.more = False
         """Whether the rest was not looked at."""
         self._held: deque[NDArray[np.uint8]] = deque(maxlen=most)
-        self._shown: tuple[float, Any] | None = None
+        self._shown: tuple[float, Callable[[], NDArray[np.uint8]]] | None = None
         self._step = 1 / fps
 
-    def take(self, at: float, picture: Any) -> bool:
-        """Note that ``picture()`` is shown from second ``at`` on; ``False``: no more is wanted."""
+    def take(self, at: float, lasts: float, picture: Callable[[], NDArray[np.uint8]]) -> bool:
+        """Note that ``picture()`` is shown from second ``at`` on, for ``lasts`` seconds if none follows.
+
+        Returns whether more is wanted.
+        """
         if self._shown is None:
             self.total = max(0, math.ceil(at * self.fps - 0.5))
         else:
             self._step = at - self._shown[0]
             self._show_until(at)
+        self._step = max(self._step, lasts)
         self._shown = at, picture
         self.more = not self.end and len(self._held) == self.most
         return not self.more
@@ -188,6 +211,8 @@ class _Timing:
     def _show_until(self, end: float) -> None:
         """Show the last picture at every multiple before ``end``; half a frame counts as on time."""
         assert self._shown
+        if self.end:   # what would not be held is not made: a clip may claim to last for years
+            self.total = max(self.total, math.ceil(end * self.fps - 0.5) - self.most)
         shown = None
         while self.total < end * self.fps - 0.5 and (self.end or len(self._held) < self.most):
             shown = shown if shown is not None else self._shown[1]()
@@ -227,6 +252,11 @@ class _Fitting:
         shape = float(self.pixel_aspect * frame.width / frame.height)
         scaled = (height, round(height * shape)) if shape * height >= width else (round(width / shape), width)
         rows, columns = max(scaled[0], height), max(scaled[1], width)
+        if max(rows, columns) > MOST_SIDE:
+            raise OptionsError(
+                f"{str(self.path)!r} is {frame.width}×{frame.height}, too long and thin to be cut to "
+                f"{self.width}×{self.height}; cut a part out of it first"
+            )
         if (rows, columns) != (frame.height, frame.width):
             self._note(f"{frame.width}×{frame.height} scaled to {columns}×{rows}")
         if (rows, columns) != (height, width):

@@ -104,7 +104,7 @@ def test_a_long_clip_is_not_decoded_from_its_start(tmp_path: Path, monkeypatch: 
     path = write(tmp_path / "a.mp4", np.repeat(bars(120), 10, axis=0))
     fitted = []
     usual = footage._Timing.take
-    monkeypatch.setattr(footage._Timing, "take", lambda self, at, p: fitted.append(at) or usual(self, at, p))
+    monkeypatch.setattr(footage._Timing, "take", lambda self, at, *rest: fitted.append(at) or usual(self, at, *rest))
     read = read_clip(path, **OWN, fps=24, most_frames=17)
     assert shows(read.frames, [(1183 + i) // 10 for i in range(17)])
     assert len(fitted) < 150
@@ -192,6 +192,32 @@ def test_images_come_in_as_one_frame(tmp_path: Path) -> None:
     assert read.changes == ()
 
 
+def test_the_image_of_a_clip_is_its_first_picture(tmp_path: Path) -> None:
+    read = read_image(write(tmp_path / "a.mp4", bars(60)), **OWN)
+    assert shows(read.frames, [0])
+
+
+@pytest.mark.parametrize("side", [64, 800, 3000])
+def test_photographs_are_read_at_any_size(tmp_path: Path, side: int) -> None:
+    """FFmpeg tells a larger JPEG by its name, and then for one of a series."""
+    from PIL import Image
+
+    Image.fromarray(np.full((side, side, 3), (200, 60, 40), np.uint8)).save(tmp_path / "a.jpg")
+    assert np.abs(read_image(tmp_path / "a.jpg", **OWN).frames.astype(int) - [200, 60, 40]).max() <= 4
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
+def test_a_photograph_is_upright(tmp_path: Path, orientation: int, turns: int) -> None:
+    from PIL import Image
+
+    picture = Image.fromarray(bars(1)[0])
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    read = read_image(tmp_path / "a.jpg", **OWN).frames[0].astype(int)
+    assert np.abs(read - np.rot90(bars(1)[0], turns)).mean() < 4
+
+
 def test_what_is_transparent_is_black(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -219,12 +245,41 @@ def test_usual_kinds_of_images_are_read(tmp_path: Path, kind: str) -> None:
     assert np.abs(read[20:40, 40:56]).max() <= 8
 
 
-def test_a_file_that_breaks_off_gives_what_decodes_and_says_so(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.mkv", np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), dtype=np.uint8))
+@pytest.mark.parametrize("most", [68, 200])
+def test_a_file_that_breaks_off_gives_what_decodes_and_says_so(tmp_path: Path, most: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (240, 64, 64, 3), dtype=np.uint8)
+    path = write(tmp_path / "a.mkv", noise)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 6 // 10])
-    read = read_clip(path, **OWN, fps=24, most_frames=100, at_least=17)
-    assert 17 <= len(read.frames) < 60
+    read = read_clip(path, **OWN, fps=24, most_frames=most, at_least=17)
+    assert min(most, 120) <= len(read.frames) < 150
+    assert "and the file tells of 10.0" in read.changes[-1]
+    path.write_bytes(whole[: len(whole) // 50])
+    with pytest.raises(OptionsError, match=r"17 or more are needed.*the file tells of 10\.0"):
+        read_clip(path, **OWN, fps=24, most_frames=most, at_least=17)
+
+
+def test_a_clip_that_claims_to_last_for_years_takes_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.mkv", bars(6), at=[0, 0.04, 0.08, 0.12, 1e8, 1e8 + 0.04])
+    monkeypatch.setattr(footage, "MARGIN_SECONDS", 1e9)   # from the start
+    read = read_clip(path, **OWN, fps=24, most_frames=4)
+    assert shows(read.frames[-1:], [5])
+    assert len(read.frames) == 4
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_a_picture_that_is_long_and_thin_is_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    (tmp_path / "a.png").write_bytes(png(np.zeros((*shape, 3), np.uint8)))
+    for read in (read_image, lambda path, **size: read_clip(path, **size, fps=24, most_frames=4)):
+        with pytest.raises(OptionsError, match="too long and thin"):
+            read(tmp_path / "a.png", **OWN)
+
+
+def test_a_coding_that_is_unknown_is_one_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mkv", bars(4))
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEGX/ISO/AVC"))
+    with pytest.raises(OptionsError, match="has a coding that is unknown here"):
+        read_clip(path, **OWN, fps=24, most_frames=4)
 
 
 def test_a_clip_that_is_too_short_says_how_long_it_must_be(tmp_path: Path) -> None:
