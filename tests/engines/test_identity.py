@@ -122,8 +122,8 @@ def test_an_engine_that_is_missing_altogether_is_a_file_not_found(copy: Path) ->
 
 
 def test_a_graph_that_the_bundle_lacks_is_an_error_of_the_bundle(copy: Path) -> None:
-    with pytest.raises(BundleError, match="no graph 'vq_encoder'"):
-        find_engine(Bundle.open(copy), "vq_encoder", THIS)
+    with pytest.raises(BundleError, match="no graph 'upscaler'"):
+        find_engine(Bundle.open(copy), "upscaler", THIS)
 
 
 def test_a_truncated_engine(small: Path) -> None:
