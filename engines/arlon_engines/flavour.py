@@ -5,10 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Protocol
 
+from arlon_rt.engine_file import MODULES
 from arlon_rt.engine_file import Flavour as FlavourName
 from arlon_rt.errors import MissingExtraError
-
-MODULES: dict[FlavourName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 class Flavour(Protocol):

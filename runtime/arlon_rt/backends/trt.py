@@ -19,6 +19,7 @@ import numpy as np
 from arlon_rt.backends.cuda import CudaStream, Memory, Stream
 from arlon_rt.backends.session import Array, FeedCheck, Handle
 from arlon_rt.backends.trt_library import check_contract, import_tensorrt, new_log
+from arlon_rt.engine_file import Flavour
 from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.manifest import signature
@@ -85,7 +86,7 @@ class Gpu:
         self._runtime = trt.Runtime(self._log)
 
     @classmethod
-    def open(cls, flavour: str, number: int) -> Gpu:
+    def open(cls, flavour: Flavour, number: int) -> Gpu:
         """GPU ``number`` with the TensorRT of this flavour."""
         return cls(import_tensorrt(flavour), lambda: CudaStream.on(number))
 

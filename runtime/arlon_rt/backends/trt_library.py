@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from arlon_rt.engine_file import MODULES, Flavour
 from arlon_rt.errors import BundleError, MissingExtraError
 from arlon_rt.graphs import GraphSpec
 from arlon_rt.manifest import signature
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Backend -> the Python module; the two are alike in all that is used here."""
 
-
-def import_tensorrt(flavour: str) -> ModuleType:
+def import_tensorrt(flavour: Flavour) -> ModuleType:
     """The module of a backend.
 
     Raises:
