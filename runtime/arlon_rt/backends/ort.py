@@ -86,9 +86,7 @@ class OrtSession:
         opened = self._opened
         if opened is None:
             raise BackendError(f"{self._spec.name}: the session is closed")
-        self._check(feed)
-        if unknown := set(hold) - {t.name for t in self._spec.outputs}:
-            raise BackendError(f"{self._spec.name}: cannot hold {', '.join(sorted(unknown))}; there is no such output")
+        self._check(feed, hold)
         binding = opened.io_binding()
         try:
             shared = self._bind_inputs(binding, feed)

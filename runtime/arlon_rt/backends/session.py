@@ -135,9 +135,14 @@ class FeedCheck:
         self._dtypes = tuple(np.dtype(dtype) for _, dtype, _ in signature(spec.inputs, precision))
         self._axes = {axis.name: axis for axis in spec.axes}
 
-    def __call__(self, feed: Mapping[str, Array | Handle]) -> None:
-        """Raise `BackendError` unless ``feed`` holds exactly the inputs, with fitting dtypes, ranks and sizes."""
+    def __call__(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> None:
+        """Raise `BackendError` unless ``feed`` holds exactly the inputs, with fitting dtypes, ranks and sizes.
+
+        ``hold`` names outputs.
+        """
         spec = self._spec
+        if unknown := set(hold) - {t.name for t in spec.outputs}:
+            raise BackendError(f"{spec.name}: cannot hold {', '.join(sorted(unknown))}; there is no such output")
         if feed.keys() != {t.name for t in spec.inputs}:
             raise BackendError(f"{spec.name}: {_name_differences(spec, feed)}")
         sizes: dict[str, int] = {}

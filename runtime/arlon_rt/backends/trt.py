@@ -141,9 +141,7 @@ class TrtSession:
         """Run the engine once; see `arlon_rt.backends.session.Session.run`."""
         if self._engine is None:
             raise BackendError(f"{self._spec.name}: the session is closed")
-        self._check(feed)
-        if unknown := set(hold) - {t.name for t in self._spec.outputs}:
-            raise BackendError(f"{self._spec.name}: cannot hold {', '.join(sorted(unknown))}; there is no such output")
+        self._check(feed, hold)
         with self._lane.turn():
             inputs = {t.name: self._input(t, feed[t.name]) for t in self._spec.inputs}
             context = self._context({name: handle.shape for name, handle in inputs.items()})
