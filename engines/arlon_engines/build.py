@@ -32,6 +32,8 @@ class Request:
     """Empty: engines take every size the bundle allows."""
     only: tuple[str, ...] = ()
     """Empty: every graph of the bundle."""
+    weight_streaming: bool = False
+    """Whether engines may be told, when they are loaded, to keep a part of their weights in the host's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ def plan(bundle: Bundle, request: Request) -> list[Planned]:
         Identity(
             flavour=request.flavour, version=flavour.trt.__version__, compute_capability=gpu,
             precision=request.precision, profile=profile_name(request.sizes),
+            weight_streaming=request.weight_streaming,
         ) for gpu in dict.fromkeys(request.gpus)
     ]
     return [

@@ -41,6 +41,10 @@ class Build:
             "--profile", action="append", metavar="WxHxF",
             help="width, height and longest segment; repeat it (default: any size, tuned for the bundle's own)",
         )
+        parser.add_argument(
+            "--weight-streaming", action="store_true",
+            help="engines that can keep a part of their weights in the host's memory, for `generate --vram-budget`",
+        )
         parser.add_argument("--only", metavar="GRAPH,GRAPH", help="build these graphs alone, e.g. dit,vae_decoder")
         parser.add_argument("--dry-run", action="store_true", help="say what would be built, and why")
         parser.add_argument(
@@ -83,6 +87,7 @@ def read_request(args: argparse.Namespace, bundle: Bundle) -> Request:
         flavour=args.backend, precision=args.precision, gpus=_gpus(args.gpu),
         sizes=tuple(parse_size(text, bundle.model) for text in args.profile or ()),
         only=tuple(name.strip() for name in (args.only or "").split(",") if name.strip()),
+        weight_streaming=args.weight_streaming,
     )
 
 

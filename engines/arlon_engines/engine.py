@@ -125,6 +125,8 @@ def _configuration(flavour: Flavour, builder: Any, spec: GraphSpec, job: Job) ->
     trt, gpu = flavour.trt, job.identity.compute_capability
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # set by default; what a graph keeps in float32, it keeps for a reason
+    if job.identity.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     flavour.set_gpu(config, gpu)
     for wanted in job.profiles:
         config.add_optimization_profile(_profile(builder, spec, wanted))

@@ -36,14 +36,19 @@ class Drafting:
     """Writes the drafts of one request's segments."""
 
     def __init__(
-        self, stages: Stages, config: TextConfig, request: Request, script: Script, reporter: Reporter
+        self, stages: Stages, config: TextConfig, request: Request, script: Script, reporter: Reporter, *,
+        all_texts_first: bool = False,
     ) -> None:
+        self._all_texts_first = all_texts_first
         self._stages, self._config, self._request = stages, config, request
         self._script, self._reporter = script, reporter
 
     def drafts(self, start: Boundary, negative: Text | None) -> Generator[Draft]:
         """Each segment's text and coarse latents, from ``start`` on."""
         stages, source, reporter = self._stages, self._request.tokens, self._reporter
+        if self._all_texts_first:
+            with reporter.timed("text"):
+                stages.text_encoder.encode_all(self.wanted())
         if source and start.tokens:
             self._restore(source, start, start.tokens, negative)
         for segment in self._request.segments[start.segment :]:

@@ -37,14 +37,21 @@ class Identity:
     precision: str
     profile: str = ANY_SIZE
     """``"any"``, or the sizes it was built for: ``"512x512x68"``, several joined by ``_``."""
+    weight_streaming: bool = False
+    """Whether it may be told to keep a part of its weights in the host's memory."""
 
     @property
     def folder(self) -> str:
         """Name of the folder of its engines."""
-        return "-".join((self.flavour, self.version, self.compute_capability, self.precision, self.profile))
+        return "-".join(self._words)
 
     def __str__(self) -> str:
-        return " ".join((self.flavour, self.version, self.compute_capability, self.precision, self.profile))
+        return " ".join(self._words)
+
+    @property
+    def _words(self) -> tuple[str, ...]:
+        streaming = ("streaming",) if self.weight_streaming else ()
+        return (self.flavour, self.version, self.compute_capability, self.precision, self.profile, *streaming)
 
 
 @dataclass(frozen=True, kw_only=True)

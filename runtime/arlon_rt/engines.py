@@ -27,7 +27,7 @@ INDEX = "index.json"
 INDEX_FORMAT = 1
 _DIFFERENCES = {
     "flavour": "the backend", "version": "the version of TensorRT", "compute_capability": "the GPU",
-    "precision": "the precision", "profile": "the profile",
+    "precision": "the precision", "profile": "the profile", "weight_streaming": "--weight-streaming",
 }
 
 
@@ -204,7 +204,7 @@ def build_command(bundle: Bundle, graph: str, identity: Identity) -> str:
     return shlex.join([
         "arlon-rt", "build", str(bundle.path), "--backend", identity.flavour, "--precision", identity.precision,
         "--gpu", identity.compute_capability, *(word for size in sizes for word in ("--profile", size)),
-        "--only", graph,
+        *(["--weight-streaming"] if identity.weight_streaming else []), "--only", graph,
     ])
 
 

@@ -6,8 +6,9 @@ ArlonError
 │   └── BundleNotFoundError (FileNotFoundError)
 ├── BackendError (RuntimeError)          a graph could not be opened or run
 │   ├── MissingExtraError (ImportError)  an optional dependency is not installed; names the pip command
-│   └── EngineError                      an engine does not fit, is damaged or was not built here
-│       └── EngineNotFoundError (FileNotFoundError)
+│   ├── EngineError                      an engine does not fit, is damaged or was not built here
+│   │   └── EngineNotFoundError (FileNotFoundError)
+│   └── BudgetError (MemoryError)        a budget of GPU memory does not hold the model at this size
 ├── OutputError (OSError)                the video could not be written
 └── Cancelled                            the request was cancelled by its caller
 """
@@ -45,6 +46,10 @@ class EngineError(BackendError):
 
 class EngineNotFoundError(EngineError, FileNotFoundError):
     """There is no engine of this graph at all."""
+
+
+class BudgetError(BackendError, MemoryError):
+    """A budget of GPU memory does not hold the model at this size."""
 
 
 class OutputError(ArlonError, OSError):

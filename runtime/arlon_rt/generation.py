@@ -119,15 +119,18 @@ class Work:
 
     def __init__(
         self, stages: Stages, model: ModelConfig, request: Request, report: OnEvent, *, overlap: bool = False,
-        preview: bool = False, start: Boundary = BEGINNING,
+        preview: bool = False, start: Boundary = BEGINNING, all_texts_first: bool = False,
     ) -> None:
+        """``all_texts_first``: encode the request's prompts in one go, so that their encoder is loaded once."""
         self.stages, self.request = stages, request
         self.control = Control()
         self.boundary = start
         self.script = Script(request.prompts, request.segments, request.options.fps, start.segment)
         self._model, self._overlap, self._preview = model, overlap, preview
         self._reporter = Reporter(report, self.control)
-        self._drafting = Drafting(stages, model.text, request, self.script, self._reporter)
+        self._drafting = Drafting(
+            stages, model.text, request, self.script, self._reporter, all_texts_first=all_texts_first
+        )
         self._negative: Text | None = None
 
     def reported(self, turn: AbstractContextManager[None]) -> Generator[Chunk]:

@@ -27,6 +27,7 @@ from arlon_rt.requesting import Prompts, Requests
 from arlon_rt.snapshot import Machine, Snapshot
 from arlon_rt.stages import Stages
 from arlon_rt.timeline import Timeline
+from arlon_rt.vram import Budget, Demand, parse_bytes
 
 USUAL = GenerateOptions()
 
@@ -53,9 +54,11 @@ class Pipeline:
     """
 
     def __init__(
-        self, bundle: Bundle, stages: Stages, *, backend: str = "", device: str = "", threads: int | None = None
+        self, bundle: Bundle, stages: Stages, *, backend: str = "", device: str = "", threads: int | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """From stages that are open; `Pipeline.open` is the usual way. The rest says what they run on."""
+        self._budget = budget
         self.bundle, self._stages = bundle, stages
         self._machine = Machine(backend=backend, device=device, precision=stages.precision, threads=threads)
         self._requests, self._given = Requests(bundle, stages), Given(stages, bundle.model)
@@ -65,7 +68,7 @@ class Pipeline:
     def open(
         cls, bundle: Bundle | str | os.PathLike[str] | None = None, *, backend: str = "onnxruntime",
         device: str | None = None, precision: str | None = None, threads: int | None = None,
-        trust_engines: bool = False,
+        trust_engines: bool = False, vram_budget: int | str | None = None, sized_for: GenerateOptions = USUAL,
     ) -> Self:
         """Open every graph of a bundle, by default the demo bundle.
 
@@ -77,17 +80,25 @@ class Pipeline:
             precision: ``"fp32"`` or ``"fp16"``; by default fp32 on a CPU and fp16, where there is one, elsewhere.
             threads: CPU threads; by default what the backend thinks best.
             trust_engines: load engines that this user did not build; an engine is code.
+            vram_budget: GPU memory to keep to, in bytes or as ``"16G"``: what does not fit beside the rest is loaded
+                for a prompt and freed, or streams its weights. TensorRT's backends alone keep to one.
+            sized_for: with ``vram_budget``, the largest request that will be made.
 
         Raises:
             BundleError: the bundle cannot be opened.
+            BudgetError: ``vram_budget`` does not hold the model; the message says what would fit.
             BackendError: one of its graphs cannot be opened.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(demo_bundle_path() if bundle is None else bundle)
         device = device or usual_device(backend)
-        stages = Stages.open(
-            opened, backend=backend, device=device, precision=precision, threads=threads, trust_engines=trust_engines
+        budget = None if vram_budget is None else Budget(
+            size=parse_bytes(vram_budget), demand=Demand.of(sized_for.resolved(opened), opened.model, lead=True)
         )
-        return cls(opened, stages, backend=backend, device=device, threads=threads)
+        stages = Stages.open(
+            opened, backend=backend, device=device, precision=precision, threads=threads, trust_engines=trust_engines,
+            budget=budget,
+        )
+        return cls(opened, stages, backend=backend, device=device, threads=threads, budget=budget)
 
     def stream(
         self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
@@ -212,9 +223,12 @@ class Pipeline:
     ) -> Generation:
         if preview and request.tokens is None:
             raise OptionsError("preview is True, but a draft is made of tokens and this request injects none")
+        if self._budget:
+            self._budget.check(Demand.of_segments(request.options, self.bundle.model, request.segments))
         report = on_event or (lambda event: None)
         work = Work(
-            self._stages, self.bundle.model, request, report, overlap=overlap, preview=preview, start=start
+            self._stages, self.bundle.model, request, report, overlap=overlap, preview=preview, start=start,
+            all_texts_first=self._budget is not None,
         )
         given = request.tokens.tokens if isinstance(request.tokens, GivenTokens) else None
         options = GenerateOptions(**dataclasses.asdict(request.options))

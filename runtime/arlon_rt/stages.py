@@ -15,6 +15,7 @@ from arlon_rt.graphs import graph_specs, segment_latents
 from arlon_rt.text import TextEncoder, Tokenizer
 from arlon_rt.vae import VAEDecoder, VAEEncoder
 from arlon_rt.vqvae import VQDecoder, VQEncoder
+from arlon_rt.vram import Budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,13 @@ class Stages:
     @classmethod
     def open(
         cls, bundle: Bundle, *, backend: str, device: str, precision: str | None, threads: int | None,
-        trust_engines: bool = False,
+        trust_engines: bool = False, budget: Budget | None = None,
     ) -> Self:
         """Open every graph of a bundle; when one fails, those before it are closed."""
         precision = precision or usual_precision(bundle, device)
         sessions = open_sessions(
             bundle, graph_specs(bundle.model), backend=backend, device=device, precision=precision, threads=threads,
-            trust_engines=trust_engines,
+            trust_engines=trust_engines, budget=budget,
         )
         with ExitStack() as on_error:
             for session in sessions.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,12 @@ class TextEncoder:
             OptionsError: cleaning leaves no word of the prompt.
         """
         return self._encoded(self.caption(prompt))
+
+    def encode_all(self, prompts: Sequence[str]) -> None:
+        """Encode the first of several prompts ahead, as many as are remembered beside the empty one."""
+        self.null()
+        for prompt in prompts[: CACHED_PROMPTS - 1]:
+            self.encode(prompt)
 
     def cut(self, prompt: str) -> PromptCut | None:
         """What `encode` leaves out of a prompt that is too long; ``None`` where it fits."""

@@ -15,6 +15,7 @@ from arlon_rt.engine_file import FLAVOURS
 from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.manifest import signature
+from arlon_rt.vram import Budget, mebibytes
 
 Array = npt.NDArray[Any]
 
@@ -73,6 +74,7 @@ def open_sessions(
     precision: str = "fp32",
     threads: int | None = None,
     trust_engines: bool = False,
+    budget: Budget | None = None,
 ) -> dict[str, Session]:
     """Open ``graphs`` of ``bundle``; the only place that chooses a backend. When one fails, the others are closed.
 
@@ -82,9 +84,11 @@ def open_sessions(
         precision: ``"fp32"``, ``"fp16"``, …: a precision set of the bundle.
         threads: CPU threads inside one operator; ``None`` lets the backend choose.
         trust_engines: load TensorRT engines that this user did not build; an engine is code.
+        budget: GPU memory that the sessions keep to together; TensorRT's alone can.
 
     Raises:
         BundleError: the bundle has no such graph or its file is damaged.
+        BudgetError: the budget does not hold the graphs.
         BackendError: the backend cannot run it here.
     """
     if threads is not None and threads < 1:
@@ -94,6 +98,11 @@ def open_sessions(
     if backend == "onnxruntime":
         from arlon_rt.backends.ort import OrtSession
 
+        if budget is not None:
+            raise BackendError(
+                f"vram_budget is {mebibytes(budget.size)}, but backend onnxruntime keeps to none; leave it out, or use "
+                "backend tensorrt or tensorrt-rtx (`arlon-rt generate --vram-budget … --dry-run` shows their plan)"
+            )
         opening = (
             OrtSession.open(bundle, graph, device=device, precision=precision, threads=threads) for graph in names
         )
@@ -103,7 +112,8 @@ def open_sessions(
         if threads is not None:
             raise BackendError(f"threads is {threads}, but backend {backend} runs on a GPU; leave threads out")
         opening = open_engines(
-            bundle, names, flavour=flavour, device=device, precision=precision, trust=trust_engines
+            bundle, names, flavour=flavour, device=device, precision=precision, trust=trust_engines,
+            budget=budget,
         )
     else:
         raise BackendError(f"backend is {backend!r}; this version has {', '.join(map(repr, BACKENDS))}")

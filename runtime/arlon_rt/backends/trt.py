@@ -18,14 +18,12 @@ import numpy as np
 
 from arlon_rt.backends.cuda import CudaStream, Memory, Stream
 from arlon_rt.backends.session import Array, FeedCheck, Handle
-from arlon_rt.backends.trt_library import check_contract, import_tensorrt, new_log
+from arlon_rt.backends.trt_library import check_contract, import_tensorrt, new_log, stream_weights
 from arlon_rt.engine_file import Flavour
 from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.manifest import signature
-
-STAGE_OF = {"text": "drafting", "ar": "drafting", "vq": "drafting", "dit": "denoising", "vae": "decoding"}
-"""Networks of one stage never run at once (`arlon_rt.generation`), so they share a stream and activations."""
+from arlon_rt.memory_plan import STAGE_OF as STAGE_OF
 
 
 class TrtHandle:
@@ -90,8 +88,13 @@ class Gpu:
         """GPU ``number`` with the TensorRT of this flavour."""
         return cls(import_tensorrt(flavour), lambda: CudaStream.on(number))
 
-    def session(self, plan: bytes, spec: GraphSpec, precision: str) -> TrtSession:
+    def session(
+        self, plan: bytes, spec: GraphSpec, precision: str, *, weights_on_device: int | None = None
+    ) -> TrtSession:
         """Open an engine from what TensorRT serialised.
+
+        Args:
+            weights_on_device: bytes of its weights that stay there, the others are streamed; ``None``: all stay.
 
         Raises:
             BackendError: TensorRT refuses it.
@@ -100,9 +103,11 @@ class Gpu:
         stage = STAGE_OF[spec.network]
         lane = self._lanes.setdefault(stage, Lane(self._new_stream()))
         self._log.errors.clear()
-        engine = self._runtime.deserialize_cuda_engine(plan)
+        with lane.turn():   # whichever thread opens it
+            engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise BackendError(f"{spec.name}: the engine does not load: {self.complaint()}")
+        stream_weights(engine, spec.name, len(plan), weights_on_device)
         check_contract(self._trt, engine, spec, precision)
         return TrtSession(self._trt, engine, lane, spec, precision, self.complaint)
 
@@ -136,6 +141,12 @@ class TrtSession:
     @property
     def float_dtype(self) -> np.dtype[Any]:
         return self._float_dtype
+
+    @property
+    def activations(self) -> tuple[int, ...]:
+        """Bytes of activations that each profile asks for at most."""
+        profiles = range(self._engine.num_optimization_profiles)
+        return tuple(self._engine.get_device_memory_size_for_profile_v2(i) for i in profiles)
 
     def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
         """Run the engine once; see `arlon_rt.backends.session.Session.run`."""

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from arlon_rt.engine_file import MODULES, Flavour
-from arlon_rt.errors import BundleError, MissingExtraError
+from arlon_rt.errors import BundleError, EngineError, MissingExtraError
 from arlon_rt.graphs import GraphSpec
 from arlon_rt.manifest import signature
+from arlon_rt.vram import mebibytes
 
 
 def import_tensorrt(flavour: Flavour) -> ModuleType:
@@ -55,6 +56,25 @@ def check_contract(trt: ModuleType, engine: Any, spec: GraphSpec, precision: str
                 f"{name} of the engine of {spec.name} does not share the memory of {tensor.alias}: its cache would be "
                 "copied at every token; build it again with a TensorRT that updates caches in place"
             )
+
+
+def stream_weights(engine: Any, name: str, plan_bytes: int, on_device: int | None) -> None:
+    """Let an engine, before it has a context, keep ``on_device`` bytes of its plan on the GPU; ``None``: all.
+
+    Raises:
+        EngineError: it was not built to stream so much.
+    """
+    streamable = engine.streamable_weights_size
+    if on_device is None or on_device >= plan_bytes:
+        if streamable:
+            engine.weight_streaming_budget_v2 = streamable
+        return
+    if plan_bytes - on_device > streamable:
+        raise EngineError(
+            f"{name}: {mebibytes(plan_bytes - on_device)} of its weights are to be streamed, and the engine streams "
+            f"{mebibytes(streamable)} at most; build it with --weight-streaming, or allow a larger vram_budget"
+        )
+    engine.weight_streaming_budget_v2 = streamable - (plan_bytes - on_device)
 
 
 def new_log(trt: ModuleType) -> Any:

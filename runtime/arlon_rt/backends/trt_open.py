@@ -1,30 +1,41 @@
-"""From the engines of a bundle to sessions: which engine fits this GPU, and that it may be loaded."""
+"""From the engines of a bundle to sessions: which engine fits this GPU, that it may be loaded, and when it is."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
+import numpy as np
+
+from arlon_rt.activations import remember
 from arlon_rt.backends.session import Session
 from arlon_rt.backends.trt import Gpu
 from arlon_rt.backends.trt_library import import_tensorrt
+from arlon_rt.backends.trt_passing import TOGETHER, PassingSession, Room
 from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import ANY_SIZE, Flavour, Identity, read_plan
-from arlon_rt.engines import engine_stores, find_engine
-from arlon_rt.errors import BackendError
+from arlon_rt.engine_file import ANY_SIZE, Flavour, Identity, read_header, read_plan
+from arlon_rt.engines import engine_stores, find_engine, find_entry
+from arlon_rt.errors import BackendError, EngineError
 from arlon_rt.gpu import compute_capability
+from arlon_rt.manifest import FLOAT_DTYPE
+from arlon_rt.memory_planning import check_fits, plan_for
+from arlon_rt.vram import Budget
 
 PRECISIONS = ("fp16", "fp32")
 """Sets whose inputs numpy can hold; bf16 engines are built, and not fed yet."""
 
 
 def open_engines(
-    bundle: Bundle, graphs: Iterable[str], *, flavour: Flavour, device: str, precision: str, trust: bool
+    bundle: Bundle, graphs: Iterable[str], *, flavour: Flavour, device: str, precision: str, trust: bool,
+    budget: Budget | None = None,
 ) -> Iterator[Session]:
-    """A session of each graph's engine, for the sessions to share one GPU.
+    """A session of each graph's engine, for the sessions to share one GPU, within a budget of its memory.
 
     Raises:
         EngineError: there is no engine that fits and may be loaded; the message has the command that builds it.
+        BudgetError: the budget does not hold the model.
         BackendError: the GPU or TensorRT cannot be used.
     """
     if precision not in PRECISIONS:
@@ -35,21 +46,68 @@ def open_engines(
         precision=precision,
     )
     gpu = Gpu.open(flavour, number)
+    if budget is None:
+        for graph in graphs:
+            yield _loading(gpu, bundle, graph, find_engine(bundle, graph, built_for(bundle, graph, here), trust))()
+        return
+    yield from _within(budget, gpu, bundle, list(graphs), here, trust)
+
+
+def _within(
+    budget: Budget, gpu: Gpu, bundle: Bundle, graphs: list[str], here: Identity, trust: bool
+) -> Iterator[Session]:
+    """Sessions that are loaded as a plan has it: all at once where none has to pass."""
+    paths = {graph: find_engine(bundle, graph, built_for(bundle, graph, here), trust) for graph in graphs}
+    engines = {graph: find_entry(bundle, path) for graph, path in paths.items()}
+    plan = plan_for(bundle, budget.demand, here.precision, budget.size, engines)
+    check_fits(bundle, plan)
+    room = Room() if plan.alone else None
+    shares = {share.graph: share for share in plan.graphs}
     for graph in graphs:
-        path = find_engine(bundle, graph, built_for(bundle, graph, here), trust)
-        yield gpu.session(read_plan(path), bundle.spec(graph), precision)
+        share, path = shares.get(graph), paths[graph]
+        if share is not None and share.streams and not engines[graph].header.identity.weight_streaming:
+            streaming = dataclasses.replace(built_for(bundle, graph, here), weight_streaming=True)
+            path = find_engine(bundle, graph, streaming, trust)
+        load = _loading(gpu, bundle, graph, path, share.on_device if share and share.streams else None)
+        if room is None and share is not None:
+            yield load()
+            continue
+        party = graph if share is not None and share.way == "passes" else TOGETHER
+        dtype = np.dtype(FLOAT_DTYPE[here.precision])
+        yield PassingSession(bundle.spec(graph), dtype, room or Room(), party, load)
+
+
+def _loading(
+    gpu: Gpu, bundle: Bundle, graph: str, path: Path, weights_on_device: int | None = None
+) -> Callable[[], Session]:
+    """What loads an engine that `find_engine` gave, as often as it is called, and notes what it asks for."""
+    header, found = read_header(path), os.stat(path)
+
+    def load() -> Session:
+        now = os.stat(path)
+        if (now.st_ino, now.st_size, now.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
+            raise EngineError(f"{path} was replaced since it was checked; open the pipeline again")
+        spec = bundle.spec(graph)
+        session = gpu.session(read_plan(path), spec, header.identity.precision, weights_on_device=weights_on_device)
+        remember(header.plan_sha256, session.activations)
+        return session
+
+    return load
 
 
 def built_for(bundle: Bundle, graph: str, here: Identity) -> Identity:
-    """``here`` with the profile of an engine that is there: the one for every size, or else the one of most sizes."""
-    profiles = [
-        entry.header.identity.profile for store in engine_stores(bundle) for entry in store.index().engines
+    """``here`` as an engine that is there was built: for every size, or else for most sizes; rather one that streams no
+    weights."""
+    built = [
+        entry.header.identity for store in engine_stores(bundle) for entry in store.index().engines
         if entry.header.graph == graph
-        and dataclasses.replace(entry.header.identity, profile=here.profile) == here
+        and dataclasses.replace(entry.header.identity, profile=here.profile, weight_streaming=False) == here
     ]
-    if not profiles or ANY_SIZE in profiles:
-        return here
-    return dataclasses.replace(here, profile=max(profiles, key=lambda name: (name.count("_"), name)))
+    def rank(identity: Identity) -> tuple[bool, int, str, bool]:
+        profile = identity.profile
+        return profile == ANY_SIZE, profile.count("_"), profile, not identity.weight_streaming
+
+    return max(built, key=rank, default=here)
 
 
 def device_number(device: str) -> int:

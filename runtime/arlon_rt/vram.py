@@ -1,0 +1,128 @@
+"""A budget of GPU memory: what is asked for, and how much of a bundle's work it must hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from arlon_rt.config import ModelConfig
+from arlon_rt.errors import OptionsError
+from arlon_rt.graphs import GraphSpec, latent_length
+from arlon_rt.options import ResolvedOptions
+from arlon_rt.segments import Segment, plan
+
+UNITS: Mapping[str, int] = {
+    "": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+}
+"""``16G`` and ``16GiB`` are what a GPU of "16 GB" has; ``16GB`` is 16 · 10⁹ bytes."""
+
+
+def parse_bytes(value: int | str) -> int:
+    """A budget in bytes, from a number of them or text such as ``"16G"``.
+
+    Raises:
+        OptionsError: it does not read so, or is 0 or less.
+    """
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", value.strip().upper(), re.ASCII)
+        if found is None or (found[3] == "IB" and not found[2]):
+            raise OptionsError(f"vram_budget is {value!r:.40}; a size is expected, e.g. 16G, 16GiB or 800M")
+        unit = found[2] + ("B" if found[3] == "B" and found[2] else "")
+        size = int(float(found[1]) * UNITS[unit])
+    elif type(value) is int:
+        size = value
+    else:
+        raise OptionsError(f"vram_budget is {value!r:.40}; bytes or a size such as '16G' are expected")
+    if not 0 < size < 1 << 60:
+        raise OptionsError(f"vram_budget is {value!r:.40}; it must be above 0, e.g. 16G, and less than 2^60 bytes")
+    return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What of a request decides how much memory it takes."""
+
+    height: int
+    """In pixels, whole latents."""
+    width: int
+    latents: int
+    """Of the longest segment."""
+    guided: bool
+    """Whether the transformer's batch is 2."""
+    also_unguided: bool
+    """Whether some steps run without guidance besides."""
+    ar_guided: bool
+    inject: bool
+
+    @classmethod
+    def of(cls, options: ResolvedOptions, model: ModelConfig, *, lead: bool = False) -> Self:
+        """Of a request; with ``lead`` it may go on from footage, so that no segment is shorter than a full one."""
+        window = model.video.segment_frames
+        segments = plan(
+            min(options.num_frames, 3 * window), model, options.first_segment_frames, lead=window if lead else 0
+        )
+        return cls.of_segments(options, model, segments)
+
+    @classmethod
+    def of_segments(cls, options: ResolvedOptions, model: ModelConfig, segments: list[Segment]) -> Self:
+        """Of a request that is cut already."""
+        unit, guided = model.vae.space_stride, options.guidance_scale != 1 and options.guided_steps > 0
+        return cls(
+            height=options.height // unit * unit, width=options.width // unit * unit,
+            latents=max(len(segment.latents) for segment in segments), guided=guided,
+            also_unguided=guided and options.guided_steps < options.num_inference_steps,
+            ar_guided=options.inject and options.ar_guidance_scale != 1, inject=options.inject,
+        )
+
+    def covers(self, other: Demand) -> bool:
+        """Whether what holds this holds the other, too."""
+        return all(
+            getattr(self, field.name) >= getattr(other, field.name) for field in dataclasses.fields(self)
+        )
+
+    def narrowed(self, model: ModelConfig) -> ModelConfig:
+        """The configuration of a bundle that makes no larger picture and no longer segment."""
+        chunks = self.latents // model.vae.chunk_latents
+        frames = chunks * model.vae.chunk_frames or 1
+        assert latent_length(model, frames) == self.latents
+        video = dataclasses.replace(
+            model.video, height=self.height, width=self.width, max_height=None, max_width=None, segment_frames=frames
+        )
+        return dataclasses.replace(model, video=video)
+
+    def sizes(self, spec: GraphSpec) -> Mapping[str, int]:
+        """The largest size of every axis of a graph of the `narrowed` configuration."""
+        rows = {"text": 1, "ar": 1 + self.ar_guided, "dit": 1 + self.guided}
+        return {a.name: rows[spec.network] if a.name == "batch" else a.max for a in spec.axes}
+
+    def __str__(self) -> str:
+        guidance = "guidance" if self.guided else "no guidance"
+        return f"{self.width}x{self.height}, segments of {self.latents} latents, {guidance}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """So many bytes, for requests no larger than this."""
+
+    size: int
+    demand: Demand
+
+    def check(self, asked: Demand) -> None:
+        """Raise `OptionsError` for a request that the pipeline's memory was not planned for."""
+        if not self.demand.covers(asked):
+            raise OptionsError(
+                f"the pipeline's memory was planned for {self.demand}, and this request is {asked}; open the pipeline "
+                "with sized_for=GenerateOptions(…) of the largest request"
+            )
+
+
+def mebibytes(size: float) -> str:
+    """``"9.08 GiB"``, ``"12.3 MiB"``."""
+    if size >= 1 << 30:
+        return f"{size / (1 << 30):.2f} GiB"
+    return f"{math.ceil(size / (1 << 20) * 10) / 10:.1f} MiB"
