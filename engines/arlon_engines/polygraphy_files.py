@@ -85,6 +85,7 @@ def _script(bundle: Bundle, job: Job, onnx: Path) -> str:
             "polygraphy", "convert", f"{graph}.py", "--model-type", "trt-network-script", "--convert-to", "trt",
             "-o", f"{graph}.plan", *profiles,
             *(["--compute-capabilities", f"{gpu[:-1]}.{gpu[-1]}"] if rtx else []),
+            *(["--strongly-typed", "--weight-streaming"] if identity.weight_streaming else []),
         ]),
         reference=shlex.join([
             "polygraphy", "run", str(onnx), "--onnxrt", "--seed", "1", "--input-shapes",

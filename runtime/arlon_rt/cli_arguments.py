@@ -139,8 +139,11 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", metavar="D", help="cpu (the default of onnxruntime), cuda, or cuda:1, …")
     group.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="default: fp32 on a CPU, fp16 on a GPU")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
-
-
+    group.add_argument(
+        "--vram-budget", metavar="SIZE",
+        help="GPU memory to keep to, e.g. 16G or 800M: what does not fit beside the rest is loaded for a prompt and "
+             "freed, or streams its weights (TensorRT only)",
+    )
     group.add_argument(
         "--trust-engines", action="store_true", help="load TensorRT engines that you did not build: they are code"
     )
@@ -150,7 +153,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What the arguments of `add_backend` say to `Pipeline.open`, the bundle aside."""
     return {
         "backend": args.backend, "device": args.device or usual_device(args.backend), "precision": args.precision,
-        "threads": args.threads, "trust_engines": args.trust_engines,
+        "threads": args.threads, "trust_engines": args.trust_engines, "vram_budget": args.vram_budget,
     }
 
 

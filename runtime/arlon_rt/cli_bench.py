@@ -53,7 +53,7 @@ class Bench:
         options = read_options(args, bundle)
         began = time.perf_counter()
         here = machine(args)
-        with Pipeline.open(bundle, **here) as pipeline:
+        with Pipeline.open(bundle, **here, sized_for=options) as pipeline:
             load = time.perf_counter() - began
             runs = [time_stages(pipeline, timeline, options) for _ in range(args.runs + 1)][1:]
         resolved = options.resolved(bundle)

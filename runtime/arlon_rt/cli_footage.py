@@ -48,6 +48,11 @@ def add_footage(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def has_footage(args: argparse.Namespace) -> bool:
+    """Whether the arguments of `add_footage` name any."""
+    return any(getattr(args, name) for name in ("extend", "image", "repaint", "reference"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """What the command's files hold, brought to the model's size and rate."""

@@ -20,6 +20,7 @@ from arlon_rt.cli_arguments import (
     read_prompts,
 )
 from arlon_rt.cli_footage import add_footage, read_footage
+from arlon_rt.cli_memory import show_plan
 from arlon_rt.cli_progress import Display, choose
 from arlon_rt.cli_recording import Recording, snapshot_of
 from arlon_rt.encoding import EFFORTS
@@ -28,7 +29,8 @@ from arlon_rt.events import Event
 from arlon_rt.sinks import PIPE, check_sink
 
 OF_ANY_RUN = (
-    "output", "resume", "preview", "bundle", "backend", "trust_engines", "quiet", "json", "crf", "effort", "overlap",
+    "output", "resume", "preview", "bundle", "backend", "trust_engines", "vram_budget", "dry_run", "quiet", "json",
+    "crf", "effort", "overlap",
 )
 """Arguments that may be given with --resume, or have a default that is not None."""
 
@@ -42,7 +44,7 @@ class Generate:
         parser.usage = "%(prog)s PROMPT -o FILE.mp4 [options]\n       %(prog)s --resume -o FILE.mp4"
         add_prompts(parser)
         parser.add_argument(
-            "-o", "--output", required=True, metavar="FILE.mp4",
+            "-o", "--output", metavar="FILE.mp4",
             help="the video to write; also FILE.webm, FOLDER/ for PNG frames, or - for a fragmented MP4 on stdout",
         )
         parser.add_argument(
@@ -64,6 +66,10 @@ class Generate:
             help="draft, denoise and decode different segments at once; on a CPU each with half the cores' threads "
                  "unless --threads says otherwise",
         )
+        parser.add_argument(
+            "--dry-run", action="store_true",
+            help="make nothing; show what TensorRT would take of a GPU's memory, and whether --vram-budget holds it",
+        )
         add_footage(parser)
         add_options(parser)
         add_backend(parser)
@@ -72,6 +78,10 @@ class Generate:
         shown.add_argument("--json", action="store_true", help="print events and a summary as JSON lines on stdout")
 
     def run(self, args: argparse.Namespace) -> int:
+        if args.dry_run:
+            return show_plan(args)
+        if args.output is None:
+            raise OptionsError("there is no output; name the video to write, e.g. -o out.mp4")
         if args.json and args.output == PIPE:
             raise OptionsError("output is '-' and events are JSON lines; both are standard output: leave one out")
         recording = resumed(args) if args.resume else begun(args)
@@ -150,6 +160,9 @@ def make(recording: Recording, args: argparse.Namespace, stop: Stop, display: Di
     here = machine(args)
     if here["threads"] is None and args.overlap and here["device"] == "cpu":
         here["threads"] = max(1, (os.cpu_count() or 1) // 2)   # more, and stages wait for each other's cores
+    here["sized_for"] = recording.options
+    if recording.goes_on:
+        here["sized_for"] = dataclasses.replace(recording.options, num_frames=None)
     if recording.resumed_from:
         here |= dataclasses.asdict(recording.resumed_from.machine)
     with display, Pipeline.open(recording.bundle, **here) as pipeline:

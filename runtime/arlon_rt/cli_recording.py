@@ -72,6 +72,11 @@ class Recording:
         """Whether there is something to go on from."""
         return self.snapshot_path is not None and self.snapshot_path.exists()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there are frames before it, of footage or of a run that was stopped."""
+        return self.resumed_from is not None or bool(self._hashes)
+
     def where_cut_short(self) -> str | None:
         """Where frames are found after an error, if any are."""
         where = self.output if is_folder(self.output) else f"{self.output}.part"

@@ -180,10 +180,11 @@ def _laid_out(
 def _streamed(plan: MemoryPlan) -> MemoryPlan:
     """The plan with as few weights streamed as its budget needs; all of them where that is not enough."""
     assert plan.budget is not None
+    budget = plan.budget
     for graph in STREAMING:
-        plan = _with_less(plan, graph, plan.together - plan.budget)
+        plan = _with_less(plan, graph, plan.together - budget)
     for graph, taken in plan.alone.items():
-        plan = _with_less(plan, graph, taken - plan.budget)
+        plan = _with_less(plan, graph, taken - budget)
     return plan
 
 

@@ -39,7 +39,7 @@ def plan_for(
     activations: dict[str, Figure] = {}
     for spec in needed_graphs(bundle.model, demand):
         entry = there.get(spec.name)
-        told = entry and recorded(entry.header.plan_sha256, entry.profiles, demand.sizes(spec))
+        told = recorded(entry.header.plan_sha256, entry.profiles, demand.sizes(spec)) if entry else None
         activations[spec.name] = (
             Figure(size=told, source=TOLD) if told is not None
             else Figure(size=estimate(narrowed, spec, demand, precision), source=RULE)
@@ -68,13 +68,16 @@ def weights_of(bundle: Bundle, graph: str, precision: str, engines: Engines) -> 
     return Figure(size=_of_files(bundle, graph, precision), source=GRAPH)
 
 
-def built_engines(bundle: Bundle, precision: str) -> dict[str, EngineEntry]:
+def built_engines(bundle: Bundle, precision: str, flavour: str | None = None) -> dict[str, EngineEntry]:
     """Of each graph the largest engine that was built of it in this precision, for whichever GPU."""
     found: dict[str, EngineEntry] = {}
     for store in engine_stores(bundle):
         for entry in store.index().engines:
             header = entry.header
-            if header.identity.precision != precision or header.graph not in bundle.manifest.graphs:
+            identity = header.identity
+            if identity.precision != precision or identity.flavour != (flavour or identity.flavour):
+                continue
+            if header.graph not in bundle.manifest.graphs:
                 continue
             before = found.get(header.graph)
             larger = before is None or before.header.plan_bytes < header.plan_bytes

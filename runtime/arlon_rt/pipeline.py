@@ -82,7 +82,8 @@ class Pipeline:
             trust_engines: load engines that this user did not build; an engine is code.
             vram_budget: GPU memory to keep to, in bytes or as ``"16G"``: what does not fit beside the rest is loaded
                 for a prompt and freed, or streams its weights. TensorRT's backends alone keep to one.
-            sized_for: with ``vram_budget``, the largest request that will be made.
+            sized_for: with ``vram_budget``, the largest request that will be made: size, guidance, injection and, for
+                videos of less than a full segment, length.
 
         Raises:
             BundleError: the bundle cannot be opened.
@@ -92,7 +93,7 @@ class Pipeline:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(demo_bundle_path() if bundle is None else bundle)
         device = device or usual_device(backend)
         budget = None if vram_budget is None else Budget(
-            size=parse_bytes(vram_budget), demand=Demand.of(sized_for.resolved(opened), opened.model, lead=True)
+            size=parse_bytes(vram_budget), demand=Demand.of(sized_for, opened)
         )
         stages = Stages.open(
             opened, backend=backend, device=device, precision=precision, threads=threads, trust_engines=trust_engines,

@@ -12,7 +12,7 @@ from typing import Self
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import OptionsError
 from arlon_rt.graphs import GraphSpec, latent_length
-from arlon_rt.options import ResolvedOptions
+from arlon_rt.options import GenerateOptions, HasDefaults, ResolvedOptions
 from arlon_rt.segments import Segment, plan
 
 UNITS: Mapping[str, int] = {
@@ -60,13 +60,13 @@ class Demand:
     inject: bool
 
     @classmethod
-    def of(cls, options: ResolvedOptions, model: ModelConfig, *, lead: bool = False) -> Self:
-        """Of a request; with ``lead`` it may go on from footage, so that no segment is shorter than a full one."""
+    def of(cls, options: GenerateOptions, bundle: HasDefaults) -> Self:
+        """Of the largest request to be made; a length that is left out stands for any, footage to go on from for
+        another segment."""
+        resolved, model = options.resolved(bundle), bundle.model
         window = model.video.segment_frames
-        segments = plan(
-            min(options.num_frames, 3 * window), model, options.first_segment_frames, lead=window if lead else 0
-        )
-        return cls.of_segments(options, model, segments)
+        frames = 2 * window if options.num_frames is None else min(options.num_frames, 2 * window)
+        return cls.of_segments(resolved, model, plan(frames, model))
 
     @classmethod
     def of_segments(cls, options: ResolvedOptions, model: ModelConfig, segments: list[Segment]) -> Self:

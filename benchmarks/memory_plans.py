@@ -1,0 +1,115 @@
+"""Plans of GPU memory for a model of the published sizes, of which no weight is made: what docs/edge.md prints.
+
+python benchmarks/memory_plans.py --profile 512x512x68 --vram-budget 16G --vram-budget 8G
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from full_size_weights import FULL_SIZE
+from rich.console import Console
+
+from arlon_engines.profiles import parse_size
+from arlon_export.checkpoint import expected_shapes
+from arlon_rt.bundle import Bundle, write_manifest
+from arlon_rt.cli_memory import print_plan
+from arlon_rt.config import ModelConfig
+from arlon_rt.errors import BudgetError
+from arlon_rt.footprint import ITEM_BYTES, tensor_bytes
+from arlon_rt.graphs import GraphSpec, graph_specs
+from arlon_rt.manifest import FLOAT_DTYPE, GraphEntry, signature
+from arlon_rt.memory_planning import check_fits, plan_for
+from arlon_rt.options import GenerateOptions
+from arlon_rt.vram import Demand, parse_bytes
+
+OF_PREFIX = ("blocks.", "text_projection.")
+OF_ENCODERS = ("encoder", "quant_conv")
+OF_DECODERS = ("decoder", "post_quant_conv")
+
+
+def main() -> int:
+    args = arguments()
+    console = Console(width=100, highlight=False)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = bundle_without_weights(Path(folder), FULL_SIZE, args.precision)
+        size = parse_size(args.profile, FULL_SIZE)
+        options = GenerateOptions(
+            height=size.height, width=size.width, num_frames=size.frames, guidance_scale=args.guidance_scale
+        )
+        for budget in args.vram_budget:
+            console.print(f"--vram-budget {budget}")
+            plan = plan_for(bundle, Demand.of(options, bundle), args.precision, parse_bytes(budget))
+            print_plan(console, plan)
+            try:
+                check_fits(bundle, plan)
+            except BudgetError as error:
+                console.print(str(error), soft_wrap=True)
+            console.print()
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--profile", default="512x512x68", metavar="WxHxF")
+    parser.add_argument("--precision", default="fp16", choices=("fp16", "fp32", "bf16"))
+    parser.add_argument("--guidance-scale", type=float, default=7.0)
+    parser.add_argument("--vram-budget", action="append", required=True, metavar="SIZE")
+    return parser.parse_args()
+
+
+def bundle_without_weights(folder: Path, model: ModelConfig, precision: str) -> Bundle:
+    """A bundle whose manifest states each graph's bytes, and whose graphs are empty files."""
+    graphs = {}
+    for name, spec in graph_specs(model).items():
+        file = folder / "onnx" / f"{name}.{precision}.onnx"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        opt = {axis.name: axis.opt for axis in spec.axes}
+        tensors = [*spec.inputs, *(t for t in spec.outputs if t.alias is None)]
+        graphs[name] = {precision: GraphEntry(
+            file=f"onnx/{file.name}", inputs=signature(spec.inputs, precision),
+            outputs=signature(spec.outputs, precision),
+            bytes=weight_bytes(model, spec, precision) + tensor_bytes(spec, tensors, precision, opt),
+        )}
+    write_manifest(folder, model=model, defaults={}, graphs=graphs)
+    return Bundle.open(folder)
+
+
+def weight_bytes(model: ModelConfig, spec: GraphSpec, precision: str) -> int:
+    """Bytes of the weights that a graph reads, by the names of its network's state dict."""
+    width = ITEM_BYTES[FLOAT_DTYPE[precision]]
+    return width * sum(
+        math.prod(shape) for name, shape in expected_shapes(model, spec.network).items()
+        if any(graph == spec.name for graph in readers(name, spec.network))
+    )
+
+
+def readers(weight: str, network: str) -> Iterator[str]:
+    """The graphs that read a weight."""
+    parts = weight.split(".")
+    if network == "text":
+        yield "text_encoder"
+    elif network == "ar":
+        yield from ("ar_step", *(["ar_prefix"] if weight.startswith(OF_PREFIX) else []))
+    elif network == "vq":
+        yield from ("vq_decoder",) * ("decoder" in parts or "codebook" in parts)
+        yield from ("vq_encoder",) * ("encoder" in parts or "codebook" in parts)
+    elif network == "vae":
+        yield from ("vae_decoder",) * any(part in parts for part in OF_DECODERS)
+        yield from ("vae_encoder",) * any(part in parts for part in OF_ENCODERS)
+    elif parts[0] == "injection":
+        yield "semantic"
+    elif parts[0] == "y_embedder" or "kv_linear" in parts:
+        yield "caption"
+    else:
+        yield "dit"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
