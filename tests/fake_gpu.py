@@ -44,7 +44,7 @@ class Memory:
             whole[:] = JUNK
             gpu.memory.pop(address, None)
 
-        gpu.live -= self.size
+        gpu.take(-self.size)
         self._stream.work.append(free)
 
 
@@ -59,8 +59,7 @@ class Stream:
     def allocate(self, size: int) -> Memory:
         memory = Memory(max(size, 1), self)
         self.gpu.memory[memory.address] = memory.bytes
-        self.gpu.live += memory.size
-        self.gpu.most = max(self.gpu.most, self.gpu.live)
+        self.gpu.take(memory.size)
         return memory
 
     def upload(self, memory: Memory, array: np.ndarray) -> None:
@@ -93,10 +92,19 @@ class FakeGpu:
         self.streams: dict[int, Stream] = {}
         self.memory: dict[int, np.ndarray] = {}
         self.live = self.most = 0
-        """Bytes that are allocated, now and at most."""
+        """Bytes that are taken, weights of engines among them, now and at most."""
         self.threads: set[int] = set()
         self.ran: list[tuple[str, int, int]] = []
         """(graph, stream, profile) of each execution."""
+        self.loaded: list[str] = []
+        """Graph of each engine that was loaded, in order."""
+        self.streaming: dict[str, int] = {}
+        """Graph -> streamable bytes that stay on the device, where an engine was told."""
+
+    def take(self, size: int) -> None:
+        """Count bytes that are taken, or given back."""
+        self.live += size
+        self.most = max(self.most, self.live)
 
     def stream(self) -> Stream:
         return Stream(self)
@@ -138,9 +146,10 @@ class TensorRT:
         return Runtime(self.gpu, log)
 
 
-def plan_of(bundle: Path, graph: str, precision: str, **changed: Any) -> bytes:
-    """What the fake runtime takes for a serialised engine of a graph."""
-    return json.dumps({"bundle": str(bundle), "graph": graph, "precision": precision, **changed}).encode()
+def plan_of(bundle: Path, graph: str, precision: str, weights: int = 0, **changed: Any) -> bytes:
+    """What the fake runtime takes for a serialised engine of a graph: ``weights`` bytes, or as many as it needs."""
+    told = {"bundle": str(bundle), "graph": graph, "precision": precision, **changed}
+    return json.dumps(told).encode().ljust(weights)
 
 
 class Runtime:
@@ -149,7 +158,7 @@ class Runtime:
 
     def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
         try:
-            return Engine(self.gpu, self.log, **json.loads(plan))
+            return Engine(self.gpu, self.log, len(plan), **json.loads(plan))
         except ValueError:
             self.log.log(TensorRT.ILogger.Severity.WARNING, "just a warning")
             self.log.log(TensorRT.ILogger.Severity.ERROR, "magic tag does not match")
@@ -160,10 +169,12 @@ class Engine:
     """One graph; ``profiles`` are axis ranges that narrow those of graphs.py."""
 
     def __init__(
-        self, gpu: FakeGpu, log: Any, bundle: str, graph: str, precision: str,
+        self, gpu: FakeGpu, log: Any, weights: int, bundle: str, graph: str, precision: str,
         profiles: list[dict[str, list[int]]] | None = None, lost: str = "", copied: str = "", wide: str = "",
-        failing: bool = False,
+        failing: bool = False, streaming: bool = False,
     ) -> None:
+        self.streamable_weights_size = weights if streaming else 0
+        self._contexts, self._streamed, self._weights = 0, 0, weights
         opened = Bundle.open(Path(bundle))
         self.gpu, self.log, self.failing, self._copied = gpu, log, failing, copied
         self.session: Any = open_session(opened, graph, precision=precision, threads=1)
@@ -172,6 +183,26 @@ class Engine:
         tensors = (*self.spec.inputs, *self.spec.outputs)
         told = {name: (dtype, axes) for name, dtype, axes in signature(tensors, precision)}
         self.tensors = {n: ("float32" if n == wide else d, a) for n, (d, a) in told.items() if n != lost}
+        gpu.take(weights)
+        gpu.loaded.append(graph)
+
+    def __del__(self) -> None:
+        if hasattr(self, "tensors"):
+            self.gpu.take(self._streamed - self._weights)
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        """Bytes of the streamable weights that stay on the device."""
+        return self.streamable_weights_size - self._streamed
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, size: int) -> None:
+        assert not self._contexts, "TensorRT takes it before there is a context"
+        assert 0 <= size <= self.streamable_weights_size
+        streamed = self.streamable_weights_size - size
+        self.gpu.take(self._streamed - streamed)
+        self._streamed = streamed
+        self.gpu.streaming[self.spec.name] = size
 
     num_optimization_profiles = property(lambda self: len(self._profiles))
     num_io_tensors = property(lambda self: len(self.tensors))
@@ -198,7 +229,12 @@ class Engine:
 
         return [tuple(size(axis, which) for axis in self.tensors[name][1]) for which in range(3)]
 
+    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+        shapes = [self.get_tensor_profile_shape(t.name, index)[2] for t in self.spec.inputs]
+        return 64 * sum(int(np.prod(shape)) for shape in shapes)
+
     def create_execution_context(self, strategy: Any) -> Context:
+        self._contexts += 1
         assert strategy is TensorRT.ExecutionContextAllocationStrategy.USER_MANAGED
         return Context(self)
 

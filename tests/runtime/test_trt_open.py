@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,15 @@ import pytest
 
 from arlon_rt import GenerateOptions, OptionsError, Pipeline, Snapshot
 from arlon_rt.backends import trt_open
-from arlon_rt.backends.trt import Gpu
-from arlon_rt.built_here import record
-from arlon_rt.bundle import Bundle
 from arlon_rt.cli import main
-from arlon_rt.engine_file import EngineHeader, Identity, encode_header
-from arlon_rt.engines import EngineEntry, engine_stores, source_hash
+from arlon_rt.engine_file import Identity
 from arlon_rt.errors import BackendError, BundleError, EngineError, MissingExtraError
-from arlon_rt.graphs import graph_specs
 from arlon_rt.video import read_video
-from fake_gpu import FakeGpu, TensorRT, plan_of
+from fake_engines import HERE, build, install
+from fake_gpu import FakeGpu
 from tiny_bundle import write_tiny_bundle
 
 PROMPT, OPTIONS = "a red circle moves right", GenerateOptions(num_frames=119, num_inference_steps=2)
-HERE = Identity(flavour="tensorrt-rtx", version="1.7.1.116", compute_capability="sm89", precision="fp16")
 
 
 @pytest.fixture
@@ -39,33 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     """The GPU of this machine, and a TensorRT for it."""
-    gpu = FakeGpu()
-    trt = TensorRT(gpu)
-    trt.__version__ = HERE.version
-    monkeypatch.setattr(trt_open, "import_tensorrt", lambda flavour: trt)
-    monkeypatch.setattr(trt_open, "compute_capability", lambda number: HERE.compute_capability)
-    monkeypatch.setattr(Gpu, "open", classmethod(lambda cls, flavour, number: cls(trt, gpu.stream)))
-    return gpu
-
-
-def build(folder: Path, identity: Identity = HERE, *, mine: bool = True, **changed: Any) -> None:
-    """What `arlon-rt build` would leave there for the fake."""
-    bundle = Bundle.open(folder)
-    store = engine_stores(bundle)[0]
-    entries = store.index().engines
-    for graph in graph_specs(bundle.model):
-        plan = plan_of(folder, graph, identity.precision, **changed)
-        header = EngineHeader(
-            graph=graph, identity=identity, source=source_hash(bundle, graph, identity.precision), plan_bytes=len(plan),
-            plan_sha256=hashlib.sha256(plan).hexdigest(),
-        )
-        path = store.path(graph, identity)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_header(header) + plan)
-        entry = EngineEntry(header=header, profiles=(), layers={}, build_seconds=0.0, arlon_rt="0")
-        entries = store.add(entry, entries)
-        if mine:
-            record(header.plan_sha256)
+    return install(monkeypatch)
 
 
 def test_a_pipeline_of_engines_makes_the_video_of_the_graphs(folder: Path, fake: FakeGpu) -> None:

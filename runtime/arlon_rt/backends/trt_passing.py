@@ -21,8 +21,8 @@ TOGETHER = "together"
 
 
 class Room:
-    """Which party is loaded. Runs of one party may overlap; another waits until those under way are done, and then comes
-    before new ones."""
+    """Which party is loaded. Runs of one party may overlap; another waits for those under way, and then comes before
+    new ones."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
