@@ -57,7 +57,7 @@ class Engines:
 
 def build_engines(
     folder: Path, *only: str, gpus: tuple[str, ...] = ("sm89",), precision: str = "fp16",
-    on_event: Callable[[Event], None] = lambda event: None,
+    weight_streaming: bool = False, on_event: Callable[[Event], None] = lambda event: None,
 ) -> Engines:
     """Build in this process's name, each graph in its own."""
     bundle, events = Bundle.open(folder), []
@@ -66,7 +66,9 @@ def build_engines(
         events.append(event)
         on_event(event)
 
-    request = Request(flavour="tensorrt-rtx", precision=precision, gpus=gpus, only=only)
+    request = Request(
+        flavour="tensorrt-rtx", precision=precision, gpus=gpus, only=only, weight_streaming=weight_streaming
+    )
     failed = build(bundle, request, keep)
     assert failed == [e for e in events if isinstance(e, NotBuilt)]
     return Engines(bundle, tuple(events))

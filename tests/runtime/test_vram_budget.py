@@ -159,7 +159,8 @@ def test_weights_stream_where_that_alone_helps(folder: Path, fake: FakeGpu, usua
     passing = planned(folder, planned(folder, 1).peak)
     budget = passing.peak + 300_000
     with pytest.raises(
-        EngineError, match=r"of dit .*--weight-streaming is True and it was built for False.*--weight-streaming --only"
+        EngineError, match=r"vram_budget asks ar_step,dit to stream weights, but the engine of ar_step .*"
+        r"--weight-streaming is True and it was built for False.* --weight-streaming --only ar_step,dit`"
     ):
         opened(folder, budget)
     build(folder, STREAMING, weights=WEIGHTS)

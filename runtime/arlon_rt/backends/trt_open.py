@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from arlon_rt.backends.trt_library import import_tensorrt
 from arlon_rt.backends.trt_passing import TOGETHER, PassingSession, Room
 from arlon_rt.bundle import Bundle
 from arlon_rt.engine_file import ANY_SIZE, Flavour, Identity, read_header, read_plan
-from arlon_rt.engines import engine_stores, find_engine, find_entry
+from arlon_rt.engines import build_command, engine_stores, find_engine, find_entry
 from arlon_rt.errors import BackendError, EngineError
 from arlon_rt.gpu import compute_capability
 from arlon_rt.manifest import FLOAT_DTYPE
@@ -61,20 +61,41 @@ def _within(
     engines = {graph: find_entry(bundle, path) for graph, path in paths.items()}
     plan = plan_for(bundle, budget.demand, here.precision, budget.size, engines)
     check_fits(bundle, plan)
+    streaming = {g.graph: engines[g.graph].header.identity for g in plan.graphs if g.streams}
+    paths |= _streaming_engines(bundle, streaming, trust)
     room = Room() if plan.alone else None
     shares = {share.graph: share for share in plan.graphs}
     for graph in graphs:
-        share, path = shares.get(graph), paths[graph]
-        if share is not None and share.streams and not engines[graph].header.identity.weight_streaming:
-            streaming = dataclasses.replace(built_for(bundle, graph, here), weight_streaming=True)
-            path = find_engine(bundle, graph, streaming, trust)
-        load = _loading(gpu, bundle, graph, path, share.on_device if share and share.streams else None)
+        share = shares.get(graph)
+        load = _loading(gpu, bundle, graph, paths[graph], share.on_device if share and share.streams else None)
         if room is None and share is not None:
             yield load()
             continue
         party = graph if share is not None and share.way == "passes" else TOGETHER
         dtype = np.dtype(FLOAT_DTYPE[here.precision])
         yield PassingSession(bundle.spec(graph), dtype, room or Room(), party, load)
+
+
+def _streaming_engines(bundle: Bundle, identities: Mapping[str, Identity], trust: bool) -> dict[str, Path]:
+    """The engine of each graph, as another that is there but for its weights, which can be streamed.
+
+    Raises:
+        EngineError: some have none; the message has the command that builds all of them.
+    """
+    paths, lacking = {}, []
+    for graph, identity in identities.items():
+        try:
+            paths[graph] = find_engine(bundle, graph, dataclasses.replace(identity, weight_streaming=True), trust)
+        except EngineError as error:
+            lacking.append((graph, error))
+    if lacking:
+        graphs = ",".join(graph for graph, _ in lacking)
+        streaming = dataclasses.replace(identities[lacking[0][0]], weight_streaming=True)
+        raise EngineError(
+            f"vram_budget asks {graphs} to stream weights, but {lacking[0][1]}; all that are needed: "
+            f"`{build_command(bundle, graphs, streaming)}`"
+        )
+    return paths
 
 
 def _loading(
