@@ -13,9 +13,7 @@ from arlon_rt.engine_file import ANY_SIZE, Flavour, Identity, read_plan
 from arlon_rt.engines import engine_stores, find_engine
 from arlon_rt.errors import BackendError
 from arlon_rt.gpu import compute_capability
-
-PRECISIONS = ("fp16", "fp32")
-"""Sets whose inputs numpy can hold; bf16 engines are built, and not fed yet."""
+from arlon_rt.manifest import FLOAT_DTYPE
 
 
 def open_engines(
@@ -27,8 +25,8 @@ def open_engines(
         EngineError: there is no engine that fits and may be loaded; the message has the command that builds it.
         BackendError: the GPU or TensorRT cannot be used.
     """
-    if precision not in PRECISIONS:
-        raise BackendError(f"precision is {precision!r}; backend {flavour} runs {' and '.join(PRECISIONS)} here")
+    if precision not in FLOAT_DTYPE:
+        raise BackendError(f"precision is {precision!r}; backend {flavour} runs {', '.join(FLOAT_DTYPE)}")
     number = device_number(device)
     here = Identity(
         flavour=flavour, version=import_tensorrt(flavour).__version__, compute_capability=compute_capability(number),
