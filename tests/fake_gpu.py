@@ -10,13 +10,17 @@ import enum
 import itertools
 import json
 import threading
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from arlon_rt.backends.session import open_session
+from arlon_rt.backends.session import numpy_dtype, open_session
+from arlon_rt.backends.trt_library import TYPES
 from arlon_rt.bundle import Bundle
+from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec
 from arlon_rt.manifest import signature
 
@@ -52,7 +56,7 @@ class Stream:
     """Work in one order, none of it done before somebody waits."""
 
     def __init__(self, gpu: FakeGpu) -> None:
-        self.gpu, self.work = gpu, []
+        self.gpu, self.work, self.done = gpu, deque(), 0
         self.handle = next(gpu.numbers)
         gpu.streams[self.handle] = self
 
@@ -68,20 +72,56 @@ class Stream:
         self.work.append(lambda: target[: len(content)].__setitem__(slice(None), np.frombuffer(content, np.uint8)))
 
     def download(self, memory: Memory, array: np.ndarray) -> None:
+        self.gpu.downloads += 1
         self.wait()
         array.reshape(-1).view(np.uint8)[:] = memory.bytes[: array.nbytes]
 
-    def copy(self, target: Memory, source: Memory, size: int) -> None:
-        into, out = target.bytes, source.bytes
-        self.work.append(lambda: into[:size].__setitem__(slice(None), out[:size]))
+    def copy(self, target: Any, source: Any, size: int, *, target_at: int = 0, source_at: int = 0) -> None:
+        assert target_at + size <= target.size
+        assert source_at + size <= source.size
+        into, out = self.gpu.at(target.address + target_at, size), self.gpu.at(source.address + source_at, size)
+        self.work.append(lambda: into.__setitem__(slice(None), out))
 
-    def wait(self) -> None:
-        work, self.work = self.work, []
-        for step in work:
-            step()
+    def after(self, other: Stream) -> None:
+        count = other.done + len(other.work)
+        self.work.append(lambda: other.wait(until=count))
+
+    def capture(self, enqueue: Callable[[int], bool]) -> Graph:
+        aside = Stream(self.gpu)
+        enqueued = not self.gpu.refuses_graphs and enqueue(aside.handle)
+        del self.gpu.streams[aside.handle]   # with what its work refers to
+        if not enqueued:
+            raise BackendError("a run cannot be captured: operation not permitted when stream is capturing")
+        self.gpu.captured += 1
+        return Graph(self, list(aside.work), self.gpu.ran.pop())
+
+    def wait(self, until: int | None = None) -> None:
+        with self.gpu.working:
+            until = self.done + len(self.work) if until is None else until
+            while self.done < until:
+                step = self.work.popleft()
+                step()
+                self.done += 1
+
+    def trim(self) -> None:
+        self.wait()
+        self.gpu.trims.append(self.gpu.live)
 
     def make_current(self) -> None:
         self.gpu.threads.add(threading.get_ident())
+
+
+class Graph:
+    """Work that was captured, with the addresses it had then."""
+
+    def __init__(self, stream: Stream, work: list[Callable[[], None]], ran: tuple[str, int, int]) -> None:
+        self._stream, self._work, self._ran = stream, work, ran
+
+    def launch(self) -> None:
+        gpu, (graph, _, profile) = self._stream.gpu, self._ran
+        self._stream.work.extend(self._work)
+        gpu.ran.append((graph, self._stream.handle, profile))
+        gpu.launched += 1
 
 
 class FakeGpu:
@@ -94,8 +134,15 @@ class FakeGpu:
         self.live = self.most = 0
         """Bytes that are taken, weights of engines among them, now and at most."""
         self.threads: set[int] = set()
+        self.working, self.counting = threading.RLock(), threading.RLock()
+        self.captured = self.launched = 0
+        """CUDA graphs that were made, and runs of them."""
+        self.refuses_graphs = False
+        self.downloads = 0
         self.ran: list[tuple[str, int, int]] = []
         """(graph, stream, profile) of each execution."""
+        self.trims: list[int] = []
+        """Bytes that were taken each time that freed memory was given back."""
         self.loaded: list[str] = []
         """Graph of each engine that was loaded, in order."""
         self.streaming: dict[str, int] = {}
@@ -103,11 +150,19 @@ class FakeGpu:
 
     def take(self, size: int) -> None:
         """Count bytes that are taken, or given back."""
-        self.live += size
-        self.most = max(self.most, self.live)
+        with self.counting:
+            self.live += size
+            self.most = max(self.most, self.live)
 
     def stream(self) -> Stream:
         return Stream(self)
+
+    def at(self, address: int, size: int) -> np.ndarray:
+        """Memory from an address on, which may lie inside what was allocated."""
+        for start, memory in list(self.memory.items()):
+            if start <= address and address + size <= start + memory.size:
+                return memory[address - start : address - start + size]
+        raise AssertionError(f"{size} bytes at {address} are not allocated")
 
     def settle(self) -> None:
         """Let all streams do what they have left."""
@@ -116,11 +171,7 @@ class FakeGpu:
 
 
 class DataType(enum.Enum):
-    float32 = 0
-    float16 = 1
-    int64 = 2
-    bool = 3
-    uint8 = 4
+    FLOAT, HALF, BF16, INT64, BOOL, UINT8 = range(6)
 
 
 class TensorRT:
@@ -134,10 +185,6 @@ class TensorRT:
 
     class ExecutionContextAllocationStrategy(enum.Enum):
         STATIC, USER_MANAGED = range(2)
-
-    @staticmethod
-    def nptype(kind: DataType) -> type:
-        return np.dtype(kind.name).type
 
     def __init__(self, gpu: FakeGpu) -> None:
         self.gpu = gpu
@@ -177,7 +224,8 @@ class Engine:
         self._contexts, self._streamed, self._weights = 0, 0, weights
         opened = Bundle.open(Path(bundle))
         self.gpu, self.log, self.failing, self._copied = gpu, log, failing, copied
-        self.session: Any = open_session(opened, graph, precision=precision, threads=1)
+        runs = "fp32" if precision == "bf16" else precision   # which ONNX Runtime does not run on a CPU
+        self.session: Any = open_session(opened, graph, precision=runs, threads=1)
         self.spec: GraphSpec = opened.spec(graph)
         self._profiles = profiles or [{}]
         tensors = (*self.spec.inputs, *self.spec.outputs)
@@ -211,7 +259,7 @@ class Engine:
         return list(self.tensors)[index]
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return DataType[self.tensors[name][0]]
+        return DataType[next(ours for ours, dtype in TYPES.items() if dtype == self.tensors[name][0])]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(axis if isinstance(axis, int) else -1 for axis in self.tensors[name][1])
@@ -277,14 +325,18 @@ class Context:
         out = {a for t in self.engine.spec.outputs for a in t.axes if isinstance(a, str)} - set(sizes)
         if not out:
             return {}
-        feed = {t.name: np.zeros(self.shapes[t.name], self.engine.tensors[t.name][0]) for t in self.engine.spec.inputs}
+        feed = {
+            t.name: np.zeros(self.shapes[t.name], numpy_dtype(self.engine.tensors[t.name][0]))
+            for t in self.engine.spec.inputs
+        }
         made = self.engine.session.run(feed)
         return {a: n for t in self.engine.spec.outputs
                 for a, n in zip(t.axes, made[t.name].shape, strict=True) if a in out}
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
-        return address in self.engine.gpu.memory
+        self.engine.gpu.at(address, 1)
+        return address % ALIGNED == 0
 
     def execute_async_v3(self, stream: int) -> bool:
         engine = self.engine
@@ -300,16 +352,17 @@ class Context:
 def _execute(
     engine: Engine, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], activations: int
 ) -> None:
-    memory = engine.gpu.memory
-    memory[activations][:] = JUNK
+    gpu = engine.gpu
+    gpu.memory[activations][:] = JUNK
     feed = {}
     for tensor in engine.spec.inputs:
-        dtype = np.dtype(engine.tensors[tensor.name][0])
+        dtype = numpy_dtype(engine.tensors[tensor.name][0])
         size = int(np.prod(shapes[tensor.name])) * dtype.itemsize
-        feed[tensor.name] = memory[addresses[tensor.name]][:size].view(dtype).reshape(shapes[tensor.name]).copy()
+        value = gpu.at(addresses[tensor.name], size).view(dtype).reshape(shapes[tensor.name]).copy()
+        feed[tensor.name] = value.astype(np.float32) if dtype.name == "bfloat16" else value
     for name, value in engine.session.run(feed).items():
-        content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        memory[addresses[name]][: content.size] = content
+        content = np.ascontiguousarray(value, numpy_dtype(engine.tensors[name][0])).reshape(-1).view(np.uint8)
+        gpu.at(addresses[name], content.size)[:] = content
 
 
 

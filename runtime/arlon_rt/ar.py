@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt import noise
-from arlon_rt.backends.session import Handle, Session
+from arlon_rt.backends.session import Handle, Looping, Session
 from arlon_rt.config import ARConfig
 from arlon_rt.errors import BackendError, OptionsError
 from arlon_rt.prompts import Text, guidance_weights, same_texts, stacked
 
 OnToken = Callable[[int, int], None]
 """Called with (done, total) after each token."""
+
+AT_ONCE = 32
+"""Tokens that a `Looping` session writes before the host looks at them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +183,9 @@ class TokenStream:
         while self._written < wanted:
             if self._written - self._window == self._capacity * self._area:
                 self._open_window()
-            known = self._known.get(self._written)
-            self._codes.append(self._sample() if known is None else known)
-            on_token(self._written - written, wanted - written)
+            for code in self._next(wanted):
+                self._codes.append(code)
+                on_token(self._written - written, wanted - written)
         first = code_frames.start * self._area - self._dropped
         tokens = np.array(self._codes[first : wanted - self._dropped], np.int64)
         self._drop(min(code_frames.start * self._area, self._written - self._capacity * self._area))
@@ -264,29 +267,66 @@ class TokenStream:
         self._window = self._written - self._context
         self._fed = 0
 
-    def _sample(self) -> int:
-        """Feed what the cache has not seen (one token, or a new window's context) and sample the next."""
-        return self._feed(self._codes[self._window + max(self._fed - 1, 0) - self._dropped :])
+    def _next(self, wanted: int) -> list[int]:
+        """The next codes, as many as are made at once: before code ``wanted``, the window's end or a known code."""
+        if self._written in self._known:
+            return [self._known[self._written]]
+        unseen = self._codes[self._window + max(self._fed - 1, 0) - self._dropped :]
+        if not isinstance(self._model.step, Looping) or not self._fed or len(unseen) > 1:
+            return [self._feed(unseen)]
+        end = min(wanted, self._window + self._capacity * self._area, self._written + AT_ONCE)
+        count = next((n for n in range(end - self._written) if self._written + n in self._known), end - self._written)
+        return self._loop(self._model.step, unseen[0], count)
+
+    def _loop(self, step: Looping, token: int, count: int) -> list[int]:
+        """Feed a token, and each one sampled after it, until ``count`` are sampled."""
+        fed = np.arange(self._fed, self._fed + count)
+        grid = grid_positions(self._fed, count, self._height, self._width, self._model.config.position_of)
+        each = {
+            "grid": grid[:, None],
+            "write_index": self._lengths + fed[:, None],
+            "uniform": np.array([[self._uniform(self._written + n)] for n in range(count)], np.float32),
+        }
+        feed = {**self._sampling_feed(), "tokens": np.array([[token]], np.int64), **self._caches}
+        outputs = step.loop(feed, each, {"tokens": "next_token"}, hold=[f"{name}_out" for name in self._caches])
+        self._caches = {name: outputs[f"{name}_out"] for name in self._caches}
+        self._fed += count
+        return [self._checked(int(code)) for code in np.asarray(outputs["next_token"]).flatten()]
 
     def _feed(self, codes: list[int]) -> int:
         """Feed the next codes of the window, after BOS where it is new, and sample the one that follows them."""
-        config, sampling = self._model.config, self._sampling
+        config = self._model.config
         tokens = codes if self._fed else [config.bos, *codes]
         feed: dict[str, NDArray[Any]] = {
             "tokens": np.array([tokens], np.int64),
             "grid": grid_positions(self._fed, len(tokens), self._height, self._width, config.position_of),
             "write_index": self._lengths + self._fed,
+            "uniform": np.array([self._uniform(self._written)], np.float32),
+            **self._sampling_feed(),
+        }
+        token = int(self._run(self._model.step, feed, self._caches)["next_token"][0, 0])
+        self._fed += len(tokens)
+        return self._checked(token)
+
+    def _sampling_feed(self) -> dict[str, NDArray[Any]]:
+        """What all steps are fed alike."""
+        sampling = self._sampling
+        return {
             "guidance_weights": guidance_weights(sampling.guidance_scale, len(self._texts)),
             "temperature": np.array([sampling.temperature], np.float32),
             # a temperature of 0 divides by almost nothing in the graph, which is not strictly greedy
             "top_k": np.array([sampling.top_k if sampling.temperature > 0 else 1], np.int64),
             "top_p": np.array([sampling.top_p], np.float32),
-            "uniform": np.array([noise.uniform(sampling.seed, "token", self._written)], np.float32),
         }
-        token = int(self._run(self._model.step, feed, self._caches)["next_token"][0, 0])
-        self._fed += len(tokens)
-        if not 0 <= token < config.num_codes:
-            raise BackendError(f"ar_step sampled token {token}, which is no code (0 .. {config.num_codes - 1})")
+
+    def _uniform(self, code: int) -> float:
+        """The number that code of the video is drawn with."""
+        return noise.uniform(self._sampling.seed, "token", code)
+
+    def _checked(self, token: int) -> int:
+        if not 0 <= token < self._model.config.num_codes:
+            last = self._model.config.num_codes - 1
+            raise BackendError(f"ar_step sampled token {token}, which is no code (0 .. {last})")
         return token
 
     def _run(

@@ -24,6 +24,8 @@ FROM_ELSEWHERE = frozenset({"caption_kv", "features", *CONDITIONS, *OF_CAPTION})
 """Inputs of ``dit`` that are on the device before it runs."""
 HELD = frozenset({"caption_kv", "features", "latents_out"})
 """Outputs that stay there."""
+LOOPED = 64 << 10
+"""More than what differs between the runs of a loop of the token model's step, and the tokens it makes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def buffers(spec: GraphSpec, demand: Demand, precision: str) -> int:
     outputs = [t for t in spec.outputs if t.alias is None and t.name not in HELD]
     sizes = demand.sizes(spec)
     each = [tensor_bytes(spec, [tensor], precision, sizes) for tensor in (*inputs, *outputs)]
-    return sum(each) + max(each)
+    return sum(each) + max(each) + (LOOPED if spec.name == "ar_step" else 0)
 
 
 def held(model: ModelConfig, demand: Demand, precision: str) -> tuple[Held, ...]:

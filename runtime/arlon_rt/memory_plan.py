@@ -18,7 +18,7 @@ from arlon_rt.vram import Demand, mebibytes
 STAGE_OF = {"text": "drafting", "ar": "drafting", "vq": "drafting", "dit": "denoising", "vae": "decoding"}
 """Networks of one stage never run at once (`arlon_rt.generation`), so they share a stream and activations."""
 CONTEXT = 512 << 20
-"""Assumed for the CUDA context, TensorRT itself and what the allocator rounds up; nobody tells before it is there."""
+"""Assumed for the CUDA context, TensorRT itself, CUDA graphs and what the allocator rounds up: nobody tells before."""
 PASSING = ("text_encoder", "vq_encoder")
 """What may be loaded alone and freed, in this order: it runs once a prompt, or once before a video."""
 STREAMING = ("dit", "ar_step", "ar_prefix")

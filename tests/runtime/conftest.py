@@ -1,13 +1,16 @@
-"""One tiny bundle, and a pipeline of it that is open all the while."""
+"""One tiny bundle, a pipeline of it that is open all the while, and a GPU that is not there."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from arlon_rt import Pipeline
+from arlon_rt.backends.trt import Gpu
+from fake_gpu import FakeGpu, TensorRT
 from tiny_bundle import write_tiny_bundle
 
 
@@ -25,3 +28,17 @@ def pipeline(folder: Path) -> Iterator[Pipeline]:
 @pytest.fixture(params=[False, True], ids=["in sequence", "overlapped"])
 def overlap(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeGpu]:
+    """Whose memory is all given back at the end."""
+    gpu = FakeGpu()
+    yield gpu
+    gc.collect()
+    assert gpu.live == 0, "memory leaked"
+
+
+@pytest.fixture
+def gpu(fake: FakeGpu) -> Gpu:
+    return Gpu(TensorRT(fake), fake.stream)

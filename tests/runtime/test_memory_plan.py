@@ -85,7 +85,7 @@ def test_an_engine_s_inputs_and_outputs_count_where_they_are_not_held() -> None:
     assert buffers(specs["vae_decoder"], PUBLISHED, "fp16") == 4 * 4 * 5 * 64 * 64 + 8 * 20 + 2 * frames
     hidden = 2 * 2 * 300 * 4096
     assert buffers(specs["caption"], PUBLISHED, "fp16") == 2 * hidden + 2, "its keys and values are held"
-    assert buffers(specs["ar_step"], PUBLISHED, "fp16") < 60_000, "its caches are held"
+    assert buffers(specs["ar_step"], PUBLISHED, "fp16") < 130_000, "its caches are held"
 
 
 def test_a_request_without_injection_needs_no_token_model() -> None:

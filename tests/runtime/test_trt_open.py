@@ -116,7 +116,7 @@ def test_a_session_that_fails_to_open_closes_the_others(folder: Path, fake: Fake
     ({"threads": 2}, "threads is 2, but backend tensorrt runs on a GPU"),
     ({"device": "cpu"}, "device is 'cpu'; TensorRT needs 'cuda' or 'cuda:N'"),
     ({"device": "cuda:x"}, "device is 'cuda:x'"),
-    ({"precision": "bf16"}, "precision is 'bf16'; backend tensorrt runs fp16 and fp32 here"),
+    ({"precision": "fp8"}, "precision is 'fp8'; backend tensorrt runs fp32, fp16, bf16"),
 ])
 def test_what_tensorrt_cannot_do_is_named(folder: Path, more: dict[str, Any], said: str) -> None:
     with pytest.raises(BackendError, match=said):

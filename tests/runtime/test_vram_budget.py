@@ -134,6 +134,8 @@ def test_a_prompt_that_comes_mid_video_makes_room_and_changes_nothing_else(
     assert fake.loaded[-1] != "text_encoder"
     assert fake.loaded.count("text_encoder") == 1 + 2, "once without a budget; for the first prompt and the second"
     assert fake.loaded.count("dit") == 1 + 2, "freed for the text encoder and loaded again"
+    assert len(fake.trims) == 1 + 3 + 3, "each stage's stream, when one party makes room for another"
+    assert max(fake.trims) < min(WEIGHTS.values()), "no engine was loaded then"
 
 
 def test_all_is_given_back_when_the_pipeline_closes(folder: Path, fake: FakeGpu, usual: np.ndarray) -> None:
@@ -294,7 +296,7 @@ class Slow:
 
 
 def test_parties_take_turns_and_one_that_waits_comes_before_new_runs(folder: Path) -> None:
-    spec, said, room = Bundle.open(folder).spec("dit"), [], Room()
+    spec, said, room = Bundle.open(folder).spec("dit"), [], Room(lambda: None)
     gates = [threading.Event() for _ in range(3)]
     sessions = [
         PassingSession(spec, np.dtype("float16"), room, party, lambda n=name, g=gate: Slow(n, said, g))

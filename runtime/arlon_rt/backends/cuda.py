@@ -5,12 +5,21 @@ Written against cuda-core 1.2 and not executed yet; the tests run the backend on
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
 from arlon_rt.backends.session import Array
 from arlon_rt.errors import BackendError, MissingExtraError
+
+ALIGNED = 256
+"""Bytes that every address of an engine's tensors is a multiple of."""
+STAGED = 16
+"""Pinned buffers a stream, one for each upload that is under way."""
+SMALLEST = 64 << 10
+"""Bytes of one, so that it serves most uploads."""
 
 
 class Memory(Protocol):
@@ -24,6 +33,13 @@ class Memory(Protocol):
         """In bytes."""
 
 
+class Graph(Protocol):
+    """Work that was captured from a stream."""
+
+    def launch(self) -> None:
+        """Enqueue it again, on the stream it was captured for, with the addresses it had then."""
+
+
 class Stream(Protocol):
     """Work on the device in one order. All but `download` and `wait` return before it is done."""
 
@@ -32,7 +48,7 @@ class Stream(Protocol):
         """The ``cudaStream_t``."""
 
     def allocate(self, size: int) -> Memory:
-        """``size`` bytes, at an address that 256 divides."""
+        """``size`` bytes, at an address that `ALIGNED` divides."""
 
     def upload(self, memory: Memory, array: Array) -> None:
         """Copy an array, contiguous; it may change as soon as this returns."""
@@ -40,11 +56,26 @@ class Stream(Protocol):
     def download(self, memory: Memory, array: Array) -> None:
         """Wait for the work so far and copy into an array, contiguous."""
 
-    def copy(self, target: Memory, source: Memory, size: int) -> None:
-        """Copy ``size`` bytes on the device."""
+    def copy(
+        self, target: Memory, source: Memory, size: int, *, target_at: int = 0, source_at: int = 0
+    ) -> None:
+        """Copy ``size`` bytes on the device, from and to these bytes on."""
+
+    def after(self, other: Stream) -> None:
+        """Let what follows here begin once what ``other`` has so far is done; the host waits for neither."""
+
+    def capture(self, enqueue: Callable[[int], bool]) -> Graph:
+        """What ``enqueue`` puts on the ``cudaStream_t`` it is given, as a graph for this stream; it does not run.
+
+        Raises:
+            BackendError: ``enqueue`` returned False, or what it did cannot be captured.
+        """
 
     def wait(self) -> None:
         """Until the work so far is done."""
+
+    def trim(self) -> None:
+        """Wait, and give memory that was freed back to the device: it is kept for later `allocate` otherwise."""
 
     def make_current(self) -> None:
         """Let the calling thread work on the stream's device."""
@@ -59,8 +90,8 @@ class CudaStream:
 
         self._device, self._stream = device, device.create_stream()
         self._pinned = LegacyPinnedMemoryResource()
-        self._staged: Any = None
-        self._staged_until: Any = None
+        self._staged: deque[tuple[Any, Any]] = deque()
+        """Pinned memory and the event after which no copy reads it, the oldest first."""
 
     @classmethod
     def on(cls, number: int) -> CudaStream:
@@ -100,7 +131,7 @@ class CudaStream:
         staged = self._stage(array.nbytes)
         np.copyto(_bytes(staged)[: array.nbytes], array.reshape(-1).view(np.uint8))
         memory.part(array.nbytes).copy_from(_part(staged, array.nbytes), stream=self._stream)
-        self._staged_until = self._stream.record()
+        self._staged.append((staged, self._stream.record()))
 
     def download(self, memory: Memory, array: Array) -> None:
         assert isinstance(memory, CudaMemory)
@@ -110,26 +141,73 @@ class CudaStream:
         memory.part(array.nbytes).copy_to(_part(staged, array.nbytes), stream=self._stream)
         self.wait()
         np.copyto(array.reshape(-1).view(np.uint8), _bytes(staged)[: array.nbytes])
+        self._staged.appendleft((staged, self._stream.record()))
 
-    def copy(self, target: Memory, source: Memory, size: int) -> None:
+    def copy(
+        self, target: Memory, source: Memory, size: int, *, target_at: int = 0, source_at: int = 0
+    ) -> None:
         assert isinstance(target, CudaMemory)
         assert isinstance(source, CudaMemory)
-        target.part(size).copy_from(source.part(size), stream=self._stream)
+        target.part(size, target_at).copy_from(source.part(size, source_at), stream=self._stream)
+
+    def after(self, other: Stream) -> None:
+        assert isinstance(other, CudaStream)
+        self._stream.wait(other._stream)
+
+    def capture(self, enqueue: Callable[[int], bool]) -> CudaGraph:
+        # Captured on a stream of its own: what other threads do on this one meanwhile, freeing a handle above all,
+        # is theirs and not the graph's.
+        builder = self._device.create_graph_builder()
+        try:
+            builder.begin_building("thread_local")
+            try:
+                enqueued = enqueue(int(builder.stream.handle))
+            finally:
+                builder.end_building()
+            graph = builder.complete() if enqueued else None
+        except Exception as error:   # CUDA's own, of several kinds
+            raise BackendError(f"a run cannot be captured: {error}") from error
+        finally:
+            builder.close()
+        if graph is None:
+            raise BackendError("a run cannot be captured")
+        return CudaGraph(graph, self._stream)
 
     def wait(self) -> None:
         self._stream.sync()
+
+    def trim(self) -> None:
+        from cuda.bindings import driver
+        from cuda.core import DeviceMemoryResource
+
+        self.wait()
+        pool = self._device.memory_resource
+        if isinstance(pool, DeviceMemoryResource):   # cuda-core lets it keep all that is freed
+            error, = driver.cuMemPoolTrimTo(pool.handle, 0)
+            if error != driver.CUresult.CUDA_SUCCESS:
+                raise BackendError(f"GPU memory that was freed cannot be given back: {error}")
 
     def make_current(self) -> None:
         self._device.set_current()
 
     def _stage(self, size: int) -> Any:
-        """Pinned memory that no copy reads any more."""
-        if self._staged_until is not None:
-            self._staged_until.sync()
-            self._staged_until = None
-        if self._staged is None or self._staged.size < size:
-            self._staged = self._pinned.allocate(size)
-        return self._staged
+        """Pinned memory that no copy reads any more; the oldest is waited for where all is in use."""
+        if self._staged and (len(self._staged) == STAGED or self._staged[0][1].is_done):
+            staged, until = self._staged.popleft()
+            until.sync()
+            if staged.size >= size:
+                return staged
+        return self._pinned.allocate(max(size, SMALLEST))
+
+
+class CudaGraph:
+    """A ``cuda.core.graph.Graph``; implements `Graph`."""
+
+    def __init__(self, graph: Any, stream: Any) -> None:
+        self._graph, self._stream = graph, stream
+
+    def launch(self) -> None:
+        self._graph.launch(self._stream)
 
 
 class CudaMemory:
@@ -146,15 +224,15 @@ class CudaMemory:
     def size(self) -> int:
         return int(self._buffer.size)
 
-    def part(self, size: int) -> Any:
-        """Its first bytes, as a buffer: copies take two of one size."""
-        return _part(self._buffer, size)
+    def part(self, size: int, start: int = 0) -> Any:
+        """Some of its bytes as a buffer: copies take two of one size."""
+        return _part(self._buffer, size, start)
 
 
-def _part(buffer: Any, size: int) -> Any:
+def _part(buffer: Any, size: int, start: int = 0) -> Any:
     from cuda.core import Buffer
 
-    return buffer if buffer.size == size else Buffer.from_handle(int(buffer.handle), size, owner=buffer)
+    return buffer if buffer.size == size else Buffer.from_handle(int(buffer.handle) + start, size, owner=buffer)
 
 
 def _bytes(pinned: Any) -> Array:

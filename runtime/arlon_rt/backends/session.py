@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from arlon_rt.backends import BACKENDS
 from arlon_rt.bundle import Bundle
 from arlon_rt.engine_file import FLAVOURS
-from arlon_rt.errors import BackendError
+from arlon_rt.errors import BackendError, MissingExtraError
 from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.manifest import signature
 from arlon_rt.vram import Budget, mebibytes
@@ -63,6 +63,31 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the graph. A second call does nothing; handles stay valid."""
+
+
+@runtime_checkable
+class Looping(Protocol):
+    """A session that runs its graph many times in a row while the host waits once, at the end."""
+
+    def loop(
+        self, feed: Mapping[str, Array | Handle], each: Mapping[str, Array], carry: Mapping[str, str],
+        hold: Collection[str] = (),
+    ) -> dict[str, Array | Handle]:
+        """Run the graph once for each entry of ``each``.
+
+        Args:
+            feed: the other inputs of the first run, as `Session.run` takes them; arrays, where they are carried.
+            each: input -> (run, *shape): what differs from run to run.
+            carry: input -> the output of the run before that it takes after the first run, of the same size and type.
+                Aliased inputs carry on by themselves.
+            hold: outputs that stay on the device: those of the last run.
+
+        Returns:
+            Held outputs as handles, the others as arrays (run, *shape).
+
+        Raises:
+            BackendError: as `Session.run`.
+        """
 
 
 def open_sessions(
@@ -142,7 +167,7 @@ class FeedCheck:
 
     def __init__(self, spec: GraphSpec, precision: str) -> None:
         self._spec = spec
-        self._dtypes = tuple(np.dtype(dtype) for _, dtype, _ in signature(spec.inputs, precision))
+        self._dtypes = tuple(numpy_dtype(dtype) for _, dtype, _ in signature(spec.inputs, precision))
         self._axes = {axis.name: axis for axis in spec.axes}
 
     def __call__(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> None:
@@ -181,6 +206,22 @@ class FeedCheck:
             if sizes.setdefault(axis, size) != size:
                 return f"axis {place} ({axis}) is {sizes[axis]} in the inputs before it"
         return None
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of this name; ``"bfloat16"``, which numpy has not, is that of ml_dtypes.
+
+    Raises:
+        MissingExtraError: ml_dtypes is not installed.
+    """
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise MissingExtraError(f"bf16 needs ml_dtypes ({error}); run: pip install ml_dtypes") from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def _converts(tensor: TensorSpec, value: Array | Handle) -> bool:

@@ -1,28 +1,26 @@
-"""TensorRT and TensorRT for RTX as a backend: one code path, plain execution with held and aliased buffers.
+"""TensorRT and TensorRT for RTX as a backend: one code path, held and aliased buffers, runs that recur as CUDA graphs.
 
-Memory and streams come from `arlon_rt.backends.cuda`. Nothing here has been executed on a GPU yet: the tests run this
-file on a stand-in whose engines are ONNX Runtime.
+Memory and streams come from `arlon_rt.backends.cuda`, contexts from `arlon_rt.backends.trt_context`. None of it has
+been executed on a GPU yet: the tests run these files on a stand-in whose engines are ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from arlon_rt.backends.cuda import CudaStream, Memory, Stream
-from arlon_rt.backends.session import Array, FeedCheck, Handle
+from arlon_rt.backends.cuda import ALIGNED, CudaStream, Memory, Stream
+from arlon_rt.backends.session import Array, FeedCheck, Handle, numpy_dtype
+from arlon_rt.backends.trt_context import Context, Lane, Profile
 from arlon_rt.backends.trt_library import check_contract, import_tensorrt, new_log, stream_weights
 from arlon_rt.engine_file import Flavour
 from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec, TensorSpec
-from arlon_rt.manifest import signature
+from arlon_rt.manifest import FLOAT_DTYPE, signature
 from arlon_rt.memory_plan import STAGE_OF as STAGE_OF
 
 
@@ -40,45 +38,12 @@ class TrtHandle:
         return array
 
 
-@dataclass
-class Lane:
-    """What the sessions of one stage share: a stream, memory for activations, and the turn to use them."""
-
-    stream: Stream
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-    _activations: Memory | None = None
-    _sessions: int = 0
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """The calling thread's turn."""
-        with self._lock:
-            self.stream.make_current()
-            yield
-
-    def activations(self, size: int) -> Memory:
-        """``size`` bytes or more that hold nothing between two runs."""
-        if self._activations is None or self._activations.size < size:
-            self._activations = None   # freed first, in the stream's order
-            self._activations = self.stream.allocate(size)
-        return self._activations
-
-    def enter(self) -> None:
-        """A session more."""
-        self._sessions += 1
-
-    def leave(self) -> None:
-        """A session less; the last one takes the activations along."""
-        self._sessions -= 1
-        if not self._sessions:
-            self._activations = None
-
-
 class Gpu:
     """One GPU with a TensorRT, for the sessions of one pipeline."""
 
-    def __init__(self, trt: ModuleType, new_stream: Callable[[], Stream]) -> None:
-        self._trt, self._new_stream = trt, new_stream
+    def __init__(self, trt: ModuleType, new_stream: Callable[[], Stream], *, graphs: bool = True) -> None:
+        """``graphs``: whether runs that recur are captured as CUDA graphs."""
+        self._trt, self._new_stream, self._graphs = trt, new_stream, graphs
         self._lanes: dict[str, Lane] = {}
         self._log = new_log(trt)
         self._runtime = trt.Runtime(self._log)
@@ -100,8 +65,7 @@ class Gpu:
             BackendError: TensorRT refuses it.
             BundleError: it is no engine of this graph.
         """
-        stage = STAGE_OF[spec.network]
-        lane = self._lanes.setdefault(stage, Lane(self._new_stream()))
+        lane = self._lane(STAGE_OF[spec.network])
         self._log.errors.clear()
         with lane.turn():   # whichever thread opens it
             engine = self._runtime.deserialize_cuda_engine(plan)
@@ -111,6 +75,17 @@ class Gpu:
         check_contract(self._trt, engine, spec, precision)
         return TrtSession(self._trt, engine, lane, spec, precision, self.complaint)
 
+    def trim(self) -> None:
+        """Give memory that was freed back to the GPU, for engines that are loaded next."""
+        for lane in self._lanes.values():
+            with lane.turn():
+                lane.stream.trim()
+
+    def _lane(self, stage: str) -> Lane:
+        if stage not in self._lanes:
+            self._lanes[stage] = Lane(self._new_stream(), self._graphs)
+        return self._lanes[stage]
+
     def complaint(self) -> str:
         """What TensorRT logged as errors since it was last asked."""
         said, self._log.errors[:] = "; ".join(self._log.errors), []
@@ -118,7 +93,7 @@ class Gpu:
 
 
 class TrtSession:
-    """One graph's engine; implements `arlon_rt.backends.session.Session`."""
+    """One graph's engine; implements `Session` and `Looping` of `arlon_rt.backends.session`."""
 
     def __init__(
         self, trt: ModuleType, engine: Any, lane: Lane, spec: GraphSpec, precision: str, complaint: Callable[[], str]
@@ -126,10 +101,11 @@ class TrtSession:
         self._trt, self._engine, self._lane, self._spec = trt, engine, lane, spec
         self._complaint = complaint
         self._check = FeedCheck(spec, precision)
-        self._dtypes = {name: np.dtype(dtype) for name, dtype, _ in signature((*spec.inputs, *spec.outputs), precision)}
-        self._float_dtype = np.dtype({"fp32": "float32", "fp16": "float16"}[precision])
-        self._profiles = [_Profile.of(engine, index, spec) for index in range(engine.num_optimization_profiles)]
-        self._contexts: dict[int, _Context] = {}
+        told = signature((*spec.inputs, *spec.outputs), precision)
+        self._dtypes = {name: numpy_dtype(dtype) for name, dtype, _ in told}
+        self._float_dtype = numpy_dtype(FLOAT_DTYPE[precision])
+        self._profiles = [Profile.of(engine, index, spec) for index in range(engine.num_optimization_profiles)]
+        self._contexts: dict[int, Context] = {}
         lane.enter()
         self._kept: dict[str, Memory] = {}
         """Memory of inputs that come from the host and of outputs that go there."""
@@ -157,10 +133,46 @@ class TrtSession:
             inputs = {t.name: self._input(t, feed[t.name]) for t in self._spec.inputs}
             context = self._context({name: handle.shape for name, handle in inputs.items()})
             outputs = {t.name: self._output(t, context, inputs, t.name in hold) for t in self._spec.outputs}
-            context.run(self._lane, {**inputs, **outputs})
-            if any(handle.lane is not self._lane for handle in inputs.values()):
-                self._lane.stream.wait()   # their memory is freed in the order of another stream
+            self._run(context, inputs, outputs)
             return {name: handle if name in hold else handle.numpy() for name, handle in outputs.items()}
+
+    def loop(
+        self, feed: Mapping[str, Array | Handle], each: Mapping[str, Array], carry: Mapping[str, str],
+        hold: Collection[str] = (),
+    ) -> dict[str, Array | Handle]:
+        """Run the engine many times; see `arlon_rt.backends.session.Looping.loop`.
+
+        What differs from run to run goes to the device at once. Before each run a copy there brings its part to where
+        the run reads it, so that all runs have the same addresses, and are one CUDA graph.
+        """
+        if self._engine is None:
+            raise BackendError(f"{self._spec.name}: the session is closed")
+        if held := [name for name in carry if not isinstance(feed[name], np.ndarray)]:
+            raise BackendError(f"{self._spec.name}: {', '.join(held)} would be overwritten; an array is expected")
+        runs = len(next(iter(each.values())))
+        self._check({**feed, **{name: array[0] for name, array in each.items()}}, hold)
+        with self._lane.turn():
+            parts, now, records = self._records(each, runs)
+            inputs = {t.name: parts.get(t.name) or self._input(t, feed[t.name]) for t in self._spec.inputs}
+            context = self._context({name: handle.shape for name, handle in inputs.items()})
+            outputs = {t.name: self._output(t, context, inputs, t.name in hold) for t in self._spec.outputs}
+            made = {
+                name: self._keep(f"{name} of all runs", runs * _bytes(handle))
+                for name, handle in outputs.items() if name not in hold
+            }
+            for run in range(runs):
+                self._lane.stream.copy(now, records, now.size, source_at=run * now.size)
+                self._run(context, inputs, outputs)
+                for name, memory in made.items():
+                    size = _bytes(outputs[name])
+                    self._lane.stream.copy(memory, outputs[name].memory, size, target_at=run * size)
+                for name, output in carry.items():
+                    self._lane.stream.copy(inputs[name].memory, outputs[output].memory, _bytes(inputs[name]))
+            return {
+                name: handle if name in hold
+                else TrtHandle(made[name], (runs, *handle.shape), handle.dtype, self._lane).numpy()
+                for name, handle in outputs.items()
+            }
 
     def upload(self, name: str, array: Array) -> TrtHandle:
         """The input ``name`` as a handle; see `arlon_rt.backends.session.Session.upload`."""
@@ -175,6 +187,8 @@ class TrtSession:
             if self._engine is None:
                 return
             self._lane.stream.wait()
+            for context in self._contexts.values():
+                context.forget()
             self._contexts.clear()
             self._kept.clear()
             self._engine = None
@@ -187,25 +201,53 @@ class TrtSession:
             return self._uploaded(tensor.name, value, lambda size: self._keep(tensor.name, size))
         if not isinstance(value, TrtHandle):
             raise BackendError(f"{self._spec.name}: {tensor.name} is a {type(value).__name__} of another backend")
-        if value.lane is not self._lane:
-            with value.lane.turn():
-                value.lane.stream.wait()   # what another stage's stream has still to write
         return value
 
-    def _uploaded(self, name: str, array: Array, allocate: Callable[[int], Memory]) -> TrtHandle:
+    def _run(self, context: Context, inputs: Mapping[str, TrtHandle], outputs: Mapping[str, TrtHandle]) -> None:
+        """Enqueue one run, in order with the streams of other stages whose handles it reads."""
+        others = {id(h.lane): h.lane.stream for h in inputs.values() if h.lane is not self._lane}.values()
+        for stream in others:
+            self._lane.stream.after(stream)   # what is still to be written there
+        context.run({name: handle.memory for name, handle in {**inputs, **outputs}.items()})
+        for stream in others:
+            stream.after(self._lane.stream)   # their memory is freed in the order of their own stream
+
+    def _records(self, each: Mapping[str, Array], runs: int) -> tuple[dict[str, TrtHandle], Memory, Memory]:
+        """What differs from run to run: the inputs of the run under way, their memory, and all runs' one by one."""
+        arrays = {name: self._converted(name, array).reshape(runs, -1).view(np.uint8) for name, array in each.items()}
+        sizes = {name: -(-array.shape[1] // ALIGNED) * ALIGNED for name, array in arrays.items()}
+        starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
+        host = np.zeros((runs, sum(sizes.values())), np.uint8)
+        for name, array in arrays.items():
+            host[:, starts[name] : starts[name] + array.shape[1]] = array
+        now, records = self._keep("this run", host.shape[1]), self._keep("all runs", host.nbytes)
+        self._lane.stream.upload(records, host)
+        parts = {
+            name: TrtHandle(
+                _Part(now, starts[name], sizes[name]), each[name].shape[1:], self._dtypes[name], self._lane
+            )
+            for name in each
+        }
+        return parts, now, records
+
+    def _converted(self, name: str, array: Array) -> Array:
+        """An array as the engine takes it."""
         with np.errstate(over="raise"):
             try:
-                converted = np.ascontiguousarray(array, self._dtypes[name])
+                return np.ascontiguousarray(array, self._dtypes[name])
             except FloatingPointError:
                 raise BackendError(
                     f"{self._spec.name}: {name} has values too large for {self._dtypes[name]}; use fp32"
                 ) from None
+
+    def _uploaded(self, name: str, array: Array, allocate: Callable[[int], Memory]) -> TrtHandle:
+        converted = self._converted(name, array)
         memory = allocate(converted.nbytes)
         self._lane.stream.upload(memory, converted)
         return TrtHandle(memory, converted.shape, converted.dtype, self._lane)
 
     def _output(
-        self, tensor: TensorSpec, context: _Context, inputs: Mapping[str, TrtHandle], held: bool
+        self, tensor: TensorSpec, context: Context, inputs: Mapping[str, TrtHandle], held: bool
     ) -> TrtHandle:
         if tensor.alias:
             return inputs[tensor.alias]
@@ -220,7 +262,7 @@ class TrtSession:
             memory = self._kept[name] = self._lane.stream.allocate(size)
         return memory
 
-    def _context(self, shapes: Mapping[str, tuple[int, ...]]) -> _Context:
+    def _context(self, shapes: Mapping[str, tuple[int, ...]]) -> Context:
         """The execution context of the profile for these shapes, set to them."""
         profile = next((p for p in sorted(self._profiles) if p.fits(shapes)), None)
         if profile is None:
@@ -229,7 +271,7 @@ class TrtSession:
                 f"{self._spec.name}: no profile of the engine takes {told}; build one with `arlon-rt build --profile`"
             )
         if profile.index not in self._contexts:
-            self._contexts[profile.index] = _Context(
+            self._contexts[profile.index] = Context(
                 self._trt, self._engine, profile.index, self._lane, self._spec.name, self._complaint
             )
         context = self._contexts[profile.index]
@@ -237,67 +279,12 @@ class TrtSession:
         return context
 
 
-@dataclass(order=True)
-class _Profile:
-    """Which shapes one optimisation profile takes; the narrowest comes first."""
+class _Part:
+    """A part of other memory; implements `Memory`."""
 
-    volume: int
-    index: int
-    ranges: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(compare=False)
-    """Input -> smallest and largest shape."""
-
-    @classmethod
-    def of(cls, engine: Any, index: int, spec: GraphSpec) -> _Profile:
-        ranges = {}
-        for tensor in spec.inputs:
-            least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(tensor.name, index))
-            ranges[tensor.name] = least, most
-        return cls(sum(math.prod(most) for _, most in ranges.values()), index, ranges)
-
-    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        return all(
-            a <= size <= b
-            for name, (least, most) in self.ranges.items() for a, size, b in zip(least, shapes[name], most, strict=True)
-        )
+    def __init__(self, whole: Memory, start: int, size: int) -> None:
+        self._whole, self.address, self.size = whole, whole.address + start, size
 
 
-class _Context:
-    """An execution context for one profile, with activations in the lane's memory."""
-
-    def __init__(
-        self, trt: ModuleType, engine: Any, profile: int, lane: Lane, graph: str, complaint: Callable[[], str]
-    ) -> None:
-        self._graph, self._complaint = graph, complaint
-        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if self._context is None or not self._context.set_optimization_profile_async(profile, lane.stream.handle):
-            raise BackendError(f"{graph}: no execution context can be made: {complaint()}")
-        lane.stream.wait()
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._size = 0
-
-    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Set the inputs' shapes."""
-        changed = {name: shape for name, shape in shapes.items() if self._shapes.get(name) != shape}
-        for name, shape in changed.items():
-            if not self._context.set_input_shape(name, shape):
-                raise BackendError(f"{self._graph}: the engine does not take {name} of {shape}: {self._complaint()}")
-        if changed:
-            self._shapes |= changed
-            self._size = self._context.update_device_memory_size_for_shapes()
-
-    def shape_of(self, output: str) -> tuple[int, ...]:
-        """The shape of an output for the shapes set."""
-        found = tuple(self._context.get_tensor_shape(output))
-        if min(found, default=0) < 0:
-            raise BackendError(f"{self._graph}: the engine does not tell the shape of {output} before it runs")
-        return found
-
-    def run(self, lane: Lane, tensors: Mapping[str, TrtHandle]) -> None:
-        """Enqueue one execution."""
-        activations = lane.activations(self._size)
-        self._context.set_device_memory(activations.address, activations.size)
-        for name, handle in tensors.items():
-            if not self._context.set_tensor_address(name, handle.memory.address):
-                raise BackendError(f"{self._graph}: the engine does not take memory for {name}: {self._complaint()}")
-        if not self._context.execute_async_v3(lane.stream.handle):
-            raise BackendError(f"{self._graph}: the engine did not run: {self._complaint()}")
+def _bytes(handle: TrtHandle) -> int:
+    return math.prod(handle.shape) * handle.dtype.itemsize

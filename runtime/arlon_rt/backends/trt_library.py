@@ -6,13 +6,16 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from arlon_rt.engine_file import MODULES, Flavour
 from arlon_rt.errors import BundleError, EngineError, MissingExtraError
 from arlon_rt.graphs import GraphSpec
 from arlon_rt.manifest import signature
 from arlon_rt.vram import mebibytes
+
+TYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8",
+}
+"""What graphs.py calls TensorRT's DataType, of those that its inputs and outputs have."""
 
 
 def import_tensorrt(flavour: Flavour) -> ModuleType:
@@ -42,12 +45,12 @@ def check_contract(trt: ModuleType, engine: Any, spec: GraphSpec, precision: str
     for tensor, (name, dtype, axes) in zip(
         (*spec.inputs, *spec.outputs), signature((*spec.inputs, *spec.outputs), precision), strict=True
     ):
-        found = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+        found = TYPES.get(engine.get_tensor_dtype(name).name, engine.get_tensor_dtype(name).name)
         shape = tuple(engine.get_tensor_shape(name))
         fits = len(shape) == len(axes) and all(
             not isinstance(axis, int) or size in (axis, -1) for size, axis in zip(shape, axes, strict=True)
         )
-        if found != np.dtype(dtype) or not fits:
+        if found != dtype or not fits:
             raise BundleError(
                 f"{name} of the engine of {spec.name} is {found} {shape}; the contract has {dtype} {axes}"
             )

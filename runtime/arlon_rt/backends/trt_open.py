@@ -7,11 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from arlon_rt.activations import remember
-from arlon_rt.backends.session import Session
-from arlon_rt.backends.trt import Gpu
+from arlon_rt.backends.session import Session, numpy_dtype
+from arlon_rt.backends.trt import Gpu, TrtSession
 from arlon_rt.backends.trt_library import import_tensorrt
 from arlon_rt.backends.trt_passing import TOGETHER, PassingSession, Room
 from arlon_rt.bundle import Bundle
@@ -22,9 +20,6 @@ from arlon_rt.gpu import compute_capability
 from arlon_rt.manifest import FLOAT_DTYPE
 from arlon_rt.memory_planning import check_fits, plan_for
 from arlon_rt.vram import Budget
-
-PRECISIONS = ("fp16", "fp32")
-"""Sets whose inputs numpy can hold; bf16 engines are built, and not fed yet."""
 
 
 def open_engines(
@@ -38,8 +33,8 @@ def open_engines(
         BudgetError: the budget does not hold the model.
         BackendError: the GPU or TensorRT cannot be used.
     """
-    if precision not in PRECISIONS:
-        raise BackendError(f"precision is {precision!r}; backend {flavour} runs {' and '.join(PRECISIONS)} here")
+    if precision not in FLOAT_DTYPE:
+        raise BackendError(f"precision is {precision!r}; backend {flavour} runs {', '.join(FLOAT_DTYPE)}")
     number = device_number(device)
     here = Identity(
         flavour=flavour, version=import_tensorrt(flavour).__version__, compute_capability=compute_capability(number),
@@ -63,7 +58,7 @@ def _within(
     check_fits(bundle, plan)
     streaming = {g.graph: engines[g.graph].header.identity for g in plan.graphs if g.streams}
     paths |= _streaming_engines(bundle, streaming, trust)
-    room = Room() if plan.alone else None
+    room = Room(gpu.trim) if plan.alone else None
     shares = {share.graph: share for share in plan.graphs}
     for graph in graphs:
         share = shares.get(graph)
@@ -72,8 +67,8 @@ def _within(
             yield load()
             continue
         party = graph if share is not None and share.way == "passes" else TOGETHER
-        dtype = np.dtype(FLOAT_DTYPE[here.precision])
-        yield PassingSession(bundle.spec(graph), dtype, room or Room(), party, load)
+        dtype = numpy_dtype(FLOAT_DTYPE[here.precision])
+        yield PassingSession(bundle.spec(graph), dtype, room or Room(gpu.trim), party, load)
 
 
 def _streaming_engines(bundle: Bundle, identities: Mapping[str, Identity], trust: bool) -> dict[str, Path]:
@@ -100,11 +95,11 @@ def _streaming_engines(bundle: Bundle, identities: Mapping[str, Identity], trust
 
 def _loading(
     gpu: Gpu, bundle: Bundle, graph: str, path: Path, weights_on_device: int | None = None
-) -> Callable[[], Session]:
+) -> Callable[[], TrtSession]:
     """What loads an engine that `find_engine` gave, as often as it is called, and notes what it asks for."""
     header, found = read_header(path), os.stat(path)
 
-    def load() -> Session:
+    def load() -> TrtSession:
         now = os.stat(path)
         if (now.st_ino, now.st_size, now.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
             raise EngineError(f"{path} was replaced since it was checked; open the pipeline again")

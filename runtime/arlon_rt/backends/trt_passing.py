@@ -8,11 +8,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from arlon_rt.backends.session import Array, Handle, Session
+from arlon_rt.backends.session import Array, Handle, Looping, Session
 from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec
 
@@ -20,12 +20,17 @@ TOGETHER = "together"
 """The party of all sessions that do not pass; each that passes is a party of its own, called by its graph."""
 
 
+class LoopingSession(Session, Looping, Protocol):
+    """What is loaded."""
+
+
 class Room:
     """Which party is loaded. Runs of one party may overlap; another waits for those under way, and then comes before
     new ones."""
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
+    def __init__(self, trim: Callable[[], None]) -> None:
+        """``trim`` gives back what freed sessions leave to the GPU."""
+        self._changed, self._trim = threading.Condition(), trim
         self._party = ""
         self._loaded: list[Callable[[], None]] = []
         """What frees each session that is loaded."""
@@ -62,19 +67,23 @@ class Room:
                 self._changed.notify_all()
             if party != self._party:
                 self._party = party
+                freed = bool(self._loaded)
                 while self._loaded:
                     self._loaded.pop()()
+                if freed:
+                    self._trim()
         self._running += 1
 
 
 class PassingSession:
-    """One graph's engine, loaded in its party's turns; implements `arlon_rt.backends.session.Session`."""
+    """One graph's engine, loaded in its party's turns; implements `Session` and `Looping` of
+    `arlon_rt.backends.session`."""
 
     def __init__(
-        self, spec: GraphSpec, float_dtype: np.dtype[Any], room: Room, party: str, load: Callable[[], Session]
+        self, spec: GraphSpec, float_dtype: np.dtype[Any], room: Room, party: str, load: Callable[[], LoopingSession]
     ) -> None:
         self._spec, self._float_dtype, self._room, self._party, self._load = spec, float_dtype, room, party, load
-        self._session: Session | None = None
+        self._session: LoopingSession | None = None
         self._loading = threading.Lock()
         self._closed = False
 
@@ -91,6 +100,14 @@ class PassingSession:
         with self._room.turn(self._party):
             return self._opened().run(feed, hold)
 
+    def loop(
+        self, feed: Mapping[str, Array | Handle], each: Mapping[str, Array], carry: Mapping[str, str],
+        hold: Collection[str] = (),
+    ) -> dict[str, Array | Handle]:
+        """Run the graph many times; see `arlon_rt.backends.session.Looping.loop`."""
+        with self._room.turn(self._party):
+            return self._opened().loop(feed, each, carry, hold)
+
     def upload(self, name: str, array: Array) -> Handle:
         """The input ``name`` as a handle; see `arlon_rt.backends.session.Session.upload`."""
         with self._room.turn(self._party):
@@ -101,7 +118,7 @@ class PassingSession:
         self._closed = True
         self._free()
 
-    def _opened(self) -> Session:
+    def _opened(self) -> LoopingSession:
         with self._loading:
             if self._closed:
                 raise BackendError(f"{self._spec.name}: the session is closed")

@@ -1,0 +1,182 @@
+"""Profiles and execution contexts of one TensorRT engine, and the CUDA graphs of its runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from arlon_rt.backends.cuda import Graph, Memory, Stream
+from arlon_rt.errors import BackendError
+from arlon_rt.graphs import GraphSpec
+
+MOST_GRAPHS = 8
+"""CUDA graphs a context: a run has its own for each set of addresses, which recur."""
+MOST_SEEN = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Lane:
+    """What the sessions of one stage share: a stream, memory for activations, and the turn to use them."""
+
+    stream: Stream
+    graphs: bool = True
+    """Whether runs that recur are captured as CUDA graphs."""
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _activations: Memory | None = None
+    _sessions: int = 0
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """The calling thread's turn."""
+        with self._lock:
+            self.stream.make_current()
+            yield
+
+    def activations(self, size: int) -> Memory:
+        """``size`` bytes or more that hold nothing between two runs."""
+        if self._activations is None or self._activations.size < size:
+            self._activations = None   # freed first, in the stream's order
+            self._activations = self.stream.allocate(size)
+        return self._activations
+
+    def enter(self) -> None:
+        """A session more."""
+        self._sessions += 1
+
+    def leave(self) -> None:
+        """A session less; the last one takes the activations along."""
+        self._sessions -= 1
+        if not self._sessions:
+            self._activations = None
+
+
+@dataclass(order=True)
+class Profile:
+    """Which shapes one optimisation profile takes; the narrowest comes first."""
+
+    volume: int
+    index: int
+    ranges: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(compare=False)
+    """Input -> smallest and largest shape."""
+
+    @classmethod
+    def of(cls, engine: Any, index: int, spec: GraphSpec) -> Profile:
+        """Profile ``index`` of an engine."""
+        ranges = {}
+        for tensor in spec.inputs:
+            least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(tensor.name, index))
+            ranges[tensor.name] = least, most
+        return cls(sum(math.prod(most) for _, most in ranges.values()), index, ranges)
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether inputs may have these shapes."""
+        return all(
+            a <= size <= b
+            for name, (least, most) in self.ranges.items() for a, size, b in zip(least, shapes[name], most, strict=True)
+        )
+
+
+class Context:
+    """An execution context for one profile, with activations in the lane's memory.
+
+    The first run with some shapes and addresses is enqueued as it is, which lets TensorRT settle what depends on the
+    shapes; the second is captured as a CUDA graph, and later ones launch that. A graph holds its addresses, so it is
+    launched only where all are the same again, and none outlives a change of shapes, which may move what the context
+    itself holds.
+    """
+
+    def __init__(
+        self, trt: ModuleType, engine: Any, profile: int, lane: Lane, graph: str, complaint: Callable[[], str]
+    ) -> None:
+        self._graph, self._complaint, self._lane = graph, complaint, lane
+        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self._context is None or not self._context.set_optimization_profile_async(profile, lane.stream.handle):
+            raise BackendError(f"{graph}: no execution context can be made: {complaint()}")
+        lane.stream.wait()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._size = 0
+        self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
+        self.refused = ""
+        """Why runs of this context are not captured; empty where they are."""
+
+    @property
+    def graphs(self) -> int:
+        """How many CUDA graphs it has."""
+        return len(self._graphs)
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Set the inputs' shapes."""
+        changed = {name: shape for name, shape in shapes.items() if self._shapes.get(name) != shape}
+        if not changed:
+            return
+        self.forget()
+        for name, shape in changed.items():
+            if not self._context.set_input_shape(name, shape):
+                raise BackendError(f"{self._graph}: the engine does not take {name} of {shape}: {self._complaint()}")
+            self._shapes[name] = shape
+        self._size = self._context.update_device_memory_size_for_shapes()
+
+    def shape_of(self, output: str) -> tuple[int, ...]:
+        """The shape of an output for the shapes set."""
+        found = tuple(self._context.get_tensor_shape(output))
+        if min(found, default=0) < 0:
+            raise BackendError(f"{self._graph}: the engine does not tell the shape of {output} before it runs")
+        return found
+
+    def run(self, tensors: Mapping[str, Memory]) -> None:
+        """Enqueue one execution on the lane's stream."""
+        activations = self._lane.activations(self._size)
+        placed = (activations.address, *(memory.address for memory in tensors.values()))
+        if placed not in self._graphs:
+            self._place(activations, tensors)
+            if not (placed in self._seen and self._capture(placed)):
+                self._remember(placed)
+                if not self._context.execute_async_v3(self._lane.stream.handle):
+                    raise BackendError(f"{self._graph}: the engine did not run: {self._complaint()}")
+                return
+        self._graphs.move_to_end(placed)
+        self._graphs[placed].launch()
+
+    def forget(self) -> None:
+        """Drop all CUDA graphs, once those that were launched are done."""
+        if self._graphs:
+            self._lane.stream.wait()
+        self._graphs.clear()
+        self._seen.clear()
+
+    def _place(self, activations: Memory, tensors: Mapping[str, Memory]) -> None:
+        self._context.set_device_memory(activations.address, activations.size)
+        for name, memory in tensors.items():
+            if not self._context.set_tensor_address(name, memory.address):
+                raise BackendError(f"{self._graph}: the engine does not take memory for {name}: {self._complaint()}")
+
+    def _remember(self, placed: tuple[int, ...]) -> None:
+        self._seen[placed] = None
+        if len(self._seen) > MOST_SEEN:
+            self._seen.popitem(last=False)
+
+    def _capture(self, placed: tuple[int, ...]) -> bool:
+        """Capture a run of what is placed; where that cannot be, say so once and never try again."""
+        if self.refused or not self._lane.graphs:
+            return False
+        try:
+            graph = self._lane.stream.capture(self._context.execute_async_v3)
+        except BackendError as error:
+            self.refused = f"{error}; {self._complaint()}"
+            _log.warning("%s runs without CUDA graphs, which is slower: %s", self._graph, self.refused)
+            return False
+        if len(self._graphs) == MOST_GRAPHS:
+            self._lane.stream.wait()
+            self._graphs.popitem(last=False)
+        self._graphs[placed] = graph
+        return True
