@@ -18,12 +18,12 @@ from arlon_rt.vram import Demand
 
 LOG = logging.getLogger(__name__)
 ALIVE: Mapping[str, float] = {
-    "text_encoder": 3.5, "ar_prefix": 2.7, "ar_step": 2.7, "vq_decoder": 3.0, "vq_encoder": 4.2, "caption": 3.4,
-    "semantic": 1.9, "dit": 3.9, "vae_decoder": 3.1, "vae_encoder": 4.2,
+    "text_encoder": 3.2, "ar_prefix": 1.0, "ar_step": 2.1, "vq_decoder": 2.5, "vq_encoder": 4.2, "caption": 1.7,
+    "semantic": 1.7, "dit": 3.9, "vae_decoder": 3.1, "vae_encoder": 4.2,
 }
 """How many tensors as large as a graph's widest are alive at once, rounded up from what TensorRT for RTX 1.7.1 states
-("Total Activation Memory") when it compiles networks of the published widths in fp16 for 256x256x68 and 512x512x68;
-``vq_encoder`` was not compiled and is taken to be as its like, ``vae_encoder``."""
+("Total Activation Memory") when it compiles networks of the published widths in fp16 for 256x256x68 and 512x512x68
+(benchmarks/compiled_activations.py); ``vq_encoder`` was not compiled and is taken to be like ``vae_encoder``."""
 BASE = 8 << 20
 """What it asks for even of the smallest graph."""
 RULE = "estimated"

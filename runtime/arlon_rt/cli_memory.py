@@ -36,11 +36,10 @@ def show_plan(args: argparse.Namespace) -> int:
         options = dataclasses.replace(options, num_frames=None)
     precision = args.precision or usual_precision(bundle, "cuda")
     flavour = args.backend if args.backend in FLAVOURS else None
-    plan = plan_for(
-        bundle, Demand.of(options, bundle), precision, budget, built_engines(bundle, precision, flavour)
-    )
+    engines = built_engines(bundle, precision, flavour)
+    plan = plan_for(bundle, Demand.of(options, bundle), precision, budget, engines)
     print_plan(Console(highlight=False), plan)
-    check_fits(bundle, plan)
+    check_fits(bundle, plan, engines)
     return 0
 
 

@@ -49,10 +49,10 @@ def plan_for(
     )
 
 
-def check_fits(bundle: Bundle, plan: MemoryPlan) -> None:
-    """Raise `BudgetError`, with what would fit, unless the plan fits its budget."""
+def check_fits(bundle: Bundle, plan: MemoryPlan, engines: Engines | None = None) -> None:
+    """Raise `BudgetError`, with what would fit, unless the plan, of these engines, fits its budget."""
     if not plan.fits:
-        raise BudgetError(shortage(plan, tuple(_ways_out(bundle, plan))))
+        raise BudgetError(shortage(plan, tuple(_ways_out(bundle, plan, engines))))
 
 
 def weights_of(bundle: Bundle, graph: str, precision: str, engines: Engines) -> Figure:
@@ -92,13 +92,13 @@ def _of_files(bundle: Bundle, graph: str, precision: str) -> int:
     return sum(bundle.manifest.files[name].size for name in (entry.file, *entry.data))
 
 
-def _ways_out(bundle: Bundle, plan: MemoryPlan) -> Iterator[str]:
-    """What could be asked for instead, each as it would fit."""
+def _ways_out(bundle: Bundle, plan: MemoryPlan, engines: Engines | None) -> Iterator[str]:
+    """What could be asked for instead, each as it would fit; another size has engines of its own."""
     assert plan.budget is not None
     demand, budget = plan.demand, plan.budget
 
-    def fits(other: Demand, precision: str = plan.precision) -> bool:
-        return plan_for(bundle, other, precision, budget).fits
+    def fits(other: Demand, precision: str = plan.precision, of: Engines | None = None) -> bool:
+        return plan_for(bundle, other, precision, budget, of).fits
 
     unit = 2 * bundle.model.vae.space_stride
     for part in SMALLER:
@@ -106,10 +106,10 @@ def _ways_out(bundle: Bundle, plan: MemoryPlan) -> Iterator[str]:
             demand, height=max(unit, int(demand.height * part) // unit * unit),
             width=max(unit, int(demand.width * part) // unit * unit),
         )
-        if smaller != demand and fits(smaller):
+        if smaller != demand and fits(smaller, of={}):
             yield f"{smaller.width}x{smaller.height}"
             break
-    if demand.guided and fits(dataclasses.replace(demand, guided=False, also_unguided=False)):
+    if demand.guided and fits(dataclasses.replace(demand, guided=False, also_unguided=False), of=engines):
         yield "without guidance (guidance_scale 1)"
     for precision in bundle.precisions:
         if _width(precision) < _width(plan.precision) and fits(demand, precision):

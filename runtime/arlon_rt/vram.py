@@ -79,11 +79,10 @@ class Demand:
             ar_guided=options.inject and options.ar_guidance_scale != 1, inject=options.inject,
         )
 
-    def covers(self, other: Demand) -> bool:
-        """Whether what holds this holds the other, too."""
-        return all(
-            getattr(self, field.name) >= getattr(other, field.name) for field in dataclasses.fields(self)
-        )
+    def exceeded_by(self, other: Demand) -> list[str]:
+        """The fields in which another asks for more."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return [name for name in names if getattr(other, name) > getattr(self, name)]
 
     def narrowed(self, model: ModelConfig) -> ModelConfig:
         """The configuration of a bundle that makes no larger picture and no longer segment."""
@@ -114,10 +113,10 @@ class Budget:
 
     def check(self, asked: Demand) -> None:
         """Raise `OptionsError` for a request that the pipeline's memory was not planned for."""
-        if not self.demand.covers(asked):
+        if exceeded := self.demand.exceeded_by(asked):
             raise OptionsError(
-                f"the pipeline's memory was planned for {self.demand}, and this request is {asked}; open the pipeline "
-                "with sized_for=GenerateOptions(…) of the largest request"
+                f"the pipeline's memory was planned for {self.demand}, and this request, {asked}, takes more "
+                f"({', '.join(exceeded)}); open the pipeline with sized_for=GenerateOptions(…) of the largest request"
             )
 
 

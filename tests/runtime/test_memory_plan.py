@@ -170,9 +170,9 @@ def test_a_request_s_length_size_and_guidance_decide(folder: Path) -> None:
     assert Demand.of(GenerateOptions(guided_steps=1), bundle).also_unguided
     smaller = Demand.of(GenerateOptions(num_frames=17, height=31), bundle)
     assert (smaller.height, smaller.width) == (24, 32)
-    assert whole.covers(smaller)
+    assert whole.exceeded_by(smaller) == []
     Budget(size=1, demand=whole).check(smaller)
-    with pytest.raises(OptionsError, match=r"planned for 32x24, segments of 5 latents.*sized_for"):
+    with pytest.raises(OptionsError, match=r"for 32x24, segments of 5 .*takes more \(height, latents\); .*sized_for"):
         Budget(size=1, demand=smaller).check(whole)
 
 
@@ -293,7 +293,7 @@ def test_estimates_bound_what_tensorrt_for_rtx_stated_for_the_published_widths(t
     for graph, told in stated.items():
         estimated = plan.of(graph).activations.size
         rows = 2 if graph == "text_encoder" else 1   # its profile takes two prompts, a request encodes one at a time
-        assert told / rows <= estimated <= 1.2 * told / rows + (16 << 20), graph
+        assert told / rows <= estimated <= 1.1 * told / rows + (8 << 20), graph
 
 
 def test_figures_are_rounded_up() -> None:
