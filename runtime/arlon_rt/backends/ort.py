@@ -97,8 +97,8 @@ class OrtSession:
             raise BundleError(f"{bundle.graph_file(graph, precision)} does not fit its contract: {differences[0]}")
         if device != "cpu" and CUDA not in opened.get_providers():
             raise BackendError(
-                f"device is {device!r}, but CUDA did not start: there is no GPU, no driver, or a library of CUDA or cuDNN "
-                "is missing; run `arlon-rt doctor`"
+                f"device is {device!r}, but CUDA did not start: there is no GPU, no driver, or a library of CUDA or "
+                "cuDNN is missing; run `arlon-rt doctor`"
             )
         return cls(runtime, opened, spec, precision=precision, device=device)
 
@@ -239,6 +239,16 @@ def installed_runtimes() -> dict[str, str]:
 def available_providers() -> list[str]:
     """Execution providers of the installed ONNX Runtime, e.g. ``CPUExecutionProvider``."""
     return _available(import_runtime())
+
+
+def require_device(device: str) -> None:
+    """Find out whether the installed ONNX Runtime was built for ``device``, without opening a graph.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        BackendError: it has no CUDA, or there is no such device.
+    """
+    _providers(import_runtime(), device)
 
 
 def import_runtime() -> ModuleType:
