@@ -75,6 +75,8 @@ class InferenceSession:
 
     def __init__(self, module: OrtOnCuda, path: str, providers: list[Any], **options: Any) -> None:
         self._module = module
+        if module.fails is not None:
+            raise RuntimeError(module.fails)
         self._real = onnxruntime.InferenceSession(
             path, options["sess_options"], providers=["CPUExecutionProvider"], enable_fallback=0
         )
@@ -98,9 +100,14 @@ class OrtOnCuda:
 
     OrtValue = OrtValue
 
-    def __init__(self, *, starts: bool = True, says: str = "", plugin: bool = False) -> None:
-        """``starts``: whether CUDA does. ``says``: what loading its libraries prints. ``plugin``: it is one."""
-        self.starts, self._says, self._plugin = starts, says, plugin
+    def __init__(
+        self, *, starts: bool = True, fails: str | None = None, says: str = "", plugin: bool = False
+    ) -> None:
+        """``starts``: whether CUDA does; ``fails``: how opening does. ``says``: what loading its libraries prints.
+
+        ``plugin``: CUDA is one.
+        """
+        self.starts, self.fails, self._says, self._plugin = starts, fails, says, plugin
         self.opened: list[tuple[list[Any], dict[str, Any]]] = []
         self.calls: list[tuple[str, ...]] = []
         self.loaded = 0

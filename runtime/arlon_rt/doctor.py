@@ -152,14 +152,17 @@ def check_graphs(bundle: Bundle, device: str) -> list[Check]:
         return [Check(name=device, status="error", message=str(error), command=_INSTALL_CUDA)]
     precision = usual_precision(bundle, device)
     checks: list[Check] = []
+    said = set()
     for graph in graph_specs(bundle.model):
         try:
             check = check_placement(place_graph(bundle, graph, device=device, precision=precision))
         except ArlonError as error:
-            command = _SAY_CUDA if isinstance(error, BackendError) and device != "cpu" else None
-            check = Check(name=graph, status="error", message=str(error), command=command)
-            if checks and checks[-1].message == check.message:
+            fault = str(error).replace(graph, "")
+            if fault in said:
                 continue
+            said.add(fault)
+            command = _CUDA_LIBRARIES if isinstance(error, BackendError) and device != "cpu" else None
+            check = Check(name=graph, status="error", message=str(error), command=command)
         checks.append(check)
     return checks
 
@@ -189,7 +192,7 @@ def is_there(module: str) -> bool:
 
 _INSTALL_RUNTIME = 'pip install "arlon-rt[cpu]"   # with an NVIDIA GPU: "arlon-rt[gpu]"'
 _INSTALL_CUDA = 'pip uninstall -y onnxruntime && pip install "arlon-rt[gpu]"   # on a machine with an NVIDIA GPU'
-_SAY_CUDA = 'python -c "import onnxruntime; onnxruntime.print_debug_info()"   # what it finds of CUDA'
+_CUDA_LIBRARIES = 'pip install "onnxruntime-gpu[cuda,cudnn]"   # the driver is the system\'s; nvidia-smi shows it'
 _REINSTALL = "pip install --force-reinstall --no-deps arlon-rt"
 
 

@@ -141,13 +141,26 @@ def test_without_cuda_one_error_says_how_to_get_it(folder: Path) -> None:
     assert 'pip install "arlon-rt[gpu]"' in check.command
 
 
-def test_a_cuda_that_does_not_start_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", OrtOnCuda(starts=False))
+@pytest.mark.parametrize(("cuda", "said"), [
+    (OrtOnCuda(starts=False), "CUDA did not start"),
+    (OrtOnCuda(fails="CUDA driver version is insufficient"), "cannot be opened: CUDA driver version is insufficient"),
+])
+def test_what_keeps_cuda_from_running_any_graph_is_said_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cuda: OrtOnCuda, said: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", cuda)
     (check,) = check_graphs(Bundle.open(folder), "cuda")
     assert check.status == "error"
-    assert "CUDA did not start" in check.message
+    assert said in check.message
     assert check.command is not None
-    assert "print_debug_info" in check.command
+    assert "onnxruntime-gpu[cuda,cudnn]" in check.command
+
+
+def test_on_a_gpu_every_graph_runs_in_half_precision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", OrtOnCuda())
+    checks = check_graphs(Bundle.open(folder), "cuda:0")
+    assert [check.name for check in checks] == list(graph_specs(TINY))
+    assert all(check.message.startswith("fp16, ") for check in checks)
 
 
 def test_a_damaged_graph_does_not_keep_the_others_from_being_run(tmp_path: Path) -> None:

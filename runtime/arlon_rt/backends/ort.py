@@ -2,6 +2,10 @@
 
 The CUDA path (providers, device buffers, device outputs) is written but has not been executed on a GPU yet.
 A run ends with its stream synchronised, so a handle may go to another session or thread as soon as it is there.
+
+There are no CUDA graphs here. As ONNX Runtime's source reads (not tried), a replay writes to memory that the arena
+counts as free after the capture and may have given to another tensor, and leaves out what runs on the CPU; a capture
+belongs to one thread, and is spoilt when another thread allocates meanwhile, as overlapped stages do.
 """
 
 from __future__ import annotations
@@ -97,8 +101,8 @@ class OrtSession:
             raise BundleError(f"{bundle.graph_file(graph, precision)} does not fit its contract: {differences[0]}")
         if device != "cpu" and CUDA not in opened.get_providers():
             raise BackendError(
-                f"device is {device!r}, but CUDA did not start: there is no GPU, no driver, or a library of CUDA or "
-                "cuDNN is missing; run `arlon-rt doctor`"
+                f"device is {device!r}, but CUDA did not start: there is no GPU, no driver, or CUDA's libraries are "
+                'missing, which pip install "onnxruntime-gpu[cuda,cudnn]" brings'
             )
         return cls(runtime, opened, spec, precision=precision, device=device)
 
