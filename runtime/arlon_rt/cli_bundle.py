@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arlon_rt.cli_arguments import open_bundle
+from arlon_rt.errors import OptionsError
 
 if TYPE_CHECKING:
     from arlon_rt.inspection import NetworkSummary, Summary
@@ -66,11 +67,23 @@ class Doctor:
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument(
+            "--gpu", action="store_true",
+            help="also run every graph with ONNX Runtime on CUDA, say how long each takes, and name the nodes that "
+                 "stay on the CPU with more than 4 KB",
+        )
+        parser.add_argument(
+            "--bundle", type=Path, metavar="DIR", help="whose graphs --gpu runs (default: the demo model's)"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
-        from arlon_rt.doctor import examine
+        from arlon_rt.doctor import check_graphs, examine
 
+        if args.bundle is not None and not args.gpu:
+            raise OptionsError(f"bundle is {str(args.bundle)!r}, but without --gpu no graph runs; add --gpu")
         checks = examine()
+        if args.gpu:
+            checks += check_graphs(open_bundle(args), "cuda")
         if args.json:
             print(json.dumps([dataclasses.asdict(check) for check in checks], ensure_ascii=False, indent=2))
         else:

@@ -9,10 +9,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from arlon_rt.bundle import Bundle, demo_bundle_path, installed_version
-from arlon_rt.errors import ArlonError, BundleError
+from arlon_rt.errors import ArlonError, BackendError, BundleError
+from arlon_rt.graphs import graph_specs
+
+if TYPE_CHECKING:
+    from arlon_rt.backends.ort_placement import NodeRun, Placement
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_RUNTIME = (1, 31)
@@ -133,6 +137,51 @@ def check_demo_bundle(find: Callable[[], Path]) -> Check:
     return Check(name="demo bundle", status="ok", message=f"{path}, verified")
 
 
+def check_graphs(bundle: Bundle, device: str) -> list[Check]:
+    """Every graph of ``bundle``, run by ONNX Runtime on ``device`` in its usual precision: how long, and where.
+
+    A node that touches much on the CPU is named in a warning. What stops every graph is said once.
+    """
+    from arlon_rt.backends.ort import require_device
+    from arlon_rt.backends.ort_placement import place_graph
+    from arlon_rt.stages import usual_precision
+
+    try:
+        require_device(device)
+    except BackendError as error:
+        return [Check(name=device, status="error", message=str(error), command=_INSTALL_CUDA)]
+    precision = usual_precision(bundle, device)
+    checks: list[Check] = []
+    said = set()
+    for graph in graph_specs(bundle.model):
+        try:
+            check = check_placement(place_graph(bundle, graph, device=device, precision=precision))
+        except ArlonError as error:
+            fault = str(error).replace(graph, "")
+            if fault in said:
+                continue
+            said.add(fault)
+            command = _CUDA_LIBRARIES if isinstance(error, BackendError) and device != "cpu" else None
+            check = Check(name=graph, status="error", message=str(error), command=command)
+        checks.append(check)
+    return checks
+
+
+def check_placement(placement: Placement) -> Check:
+    """One graph that ran."""
+    on_gpu = sum(node.on_gpu for node in placement.nodes)
+    large = placement.large_on_cpu
+    message = (
+        f"{placement.precision}, {placement.milliseconds:.2f} ms, {on_gpu} nodes on the GPU, "
+        f"{len(placement.nodes) - on_gpu} on the CPU; of those over 4 KB: {', '.join(map(_listed, large)) or 'none'}"
+    )
+    return Check(name=placement.graph, status="warning" if large else "ok", message=message)
+
+
+def _listed(node: NodeRun) -> str:
+    return f"{node.name} ({node.op}, {node.bytes / 1024:.1f} KB)"
+
+
 def is_there(module: str) -> bool:
     """Whether ``module`` could be imported, without importing it (its parent packages only)."""
     try:
@@ -142,6 +191,8 @@ def is_there(module: str) -> bool:
 
 
 _INSTALL_RUNTIME = 'pip install "arlon-rt[cpu]"   # with an NVIDIA GPU: "arlon-rt[gpu]"'
+_INSTALL_CUDA = 'pip uninstall -y onnxruntime && pip install "arlon-rt[gpu]"   # on a machine with an NVIDIA GPU'
+_CUDA_LIBRARIES = 'pip install "onnxruntime-gpu[cuda,cudnn]"   # the driver is the system\'s; nvidia-smi shows it'
 _REINSTALL = "pip install --force-reinstall --no-deps arlon-rt"
 
 

@@ -15,7 +15,7 @@ def compute_capability(device: int = 0) -> str:
     try:
         from cuda.core import Device
     except ImportError as error:
-        raise MissingExtraError("asking for the GPU needs cuda-core: pip install cuda-core") from error
+        raise MissingExtraError('asking for the GPU needs cuda-core: pip install "arlon-rt[cuda]"') from error
     try:
         major, minor = Device(device).compute_capability
     except Exception as error:  # cuda-core has one error type a library, none of them shared

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from arlon_rt.backends.ort import available_providers
 from arlon_rt.cli import main
 from arlon_rt.config import VideoConfig
 from arlon_rt.doctor import examine
@@ -362,6 +363,18 @@ def test_doctor_names_the_runtime_that_is_installed(capsys: pytest.CaptureFixtur
     sound = not any(check.status == "error" for check in examine())
     assert main(["doctor"]) == (0 if sound else 1)
     assert "onnxruntime" in capsys.readouterr().out
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in available_providers(), reason="this ONNX Runtime has CUDA")
+def test_doctor_without_a_gpu_fails_on_it_only_when_asked(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--gpu", "--bundle", str(bundle)]) == 1
+    out = capsys.readouterr().out
+    assert "error    cuda " in out
+    assert 'pip install "arlon-rt[gpu]"' in out
+
+
+def test_doctor_runs_no_graph_of_a_bundle_unless_asked(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, main(["doctor", "--bundle", str(bundle)]), "without --gpu no graph runs")
 
 
 def test_bench_prints_a_row_for_each_stage(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from arlon_rt.bundle import demo_bundle_path
+from arlon_rt.backends.ort import available_providers
+from arlon_rt.backends.ort_placement import NodeRun, Placement
+from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.doctor import (
     Check,
     check_demo_bundle,
     check_devices,
+    check_graphs,
     check_package,
+    check_placement,
     check_python,
     check_runtimes,
     examine,
 )
 from arlon_rt.errors import BundleNotFoundError
-from tiny_bundle import write_tiny_bundle
+from arlon_rt.graphs import graph_specs
+from ort_on_cuda import OrtOnCuda
+from tiny_bundle import TINY, write_tiny_bundle
 
 
 def test_everything_that_generation_needs_is_examined() -> None:
@@ -102,6 +109,66 @@ def test_a_missing_demo_bundle_is_an_error_and_not_an_exception() -> None:
 def test_an_installation_without_demo_bundle_asks_for_a_path() -> None:
     with pytest.raises(BundleNotFoundError, match="--bundle PATH"):
         demo_bundle_path()
+
+
+def test_every_graph_is_run_and_what_it_keeps_on_the_cpu_is_named(folder: Path) -> None:
+    checks = {check.name: check for check in check_graphs(Bundle.open(folder), "cpu")}
+    assert list(checks) == list(graph_specs(TINY))
+    assert re.match(r"fp32, \d+\.\d\d ms, 0 nodes on the GPU, \d+ on the CPU; ", checks["ar_step"].message)
+    assert "(TensorScatter, 22.6 KB)" in checks["ar_step"].message
+    assert checks["ar_step"].status == "warning"
+
+
+@pytest.mark.parametrize(("size", "status", "said"), [
+    (4096, "ok", "1 nodes on the GPU, 1 on the CPU; of those over 4 KB: none"),
+    (8192, "warning", "1 nodes on the GPU, 1 on the CPU; of those over 4 KB: arange (Range, 8.0 KB)"),
+])
+def test_a_graph_is_sound_unless_it_keeps_much_on_the_cpu(size: int, status: str, said: str) -> None:
+    nodes = (
+        NodeRun(name="product", op="MatMul", provider=CUDA, bytes=1 << 20),
+        NodeRun(name="arange", op="Range", provider=CPU, bytes=size),
+    )
+    check = check_placement(Placement(graph="dit", precision="fp16", milliseconds=2.5, nodes=nodes))
+    assert (check.name, check.status, check.message) == ("dit", status, f"fp16, 2.50 ms, {said}")
+
+
+@pytest.mark.skipif(CUDA in available_providers(), reason="this ONNX Runtime has CUDA")
+def test_without_cuda_one_error_says_how_to_get_it(folder: Path) -> None:
+    (check,) = check_graphs(Bundle.open(folder), "cuda")
+    assert check.status == "error"
+    assert "this ONNX Runtime has" in check.message
+    assert check.command is not None
+    assert 'pip install "arlon-rt[gpu]"' in check.command
+
+
+@pytest.mark.parametrize(("cuda", "said"), [
+    (OrtOnCuda(starts=False), "CUDA did not start"),
+    (OrtOnCuda(fails="CUDA driver version is insufficient"), "cannot be opened: CUDA driver version is insufficient"),
+])
+def test_what_keeps_cuda_from_running_any_graph_is_said_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cuda: OrtOnCuda, said: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", cuda)
+    (check,) = check_graphs(Bundle.open(folder), "cuda")
+    assert check.status == "error"
+    assert said in check.message
+    assert check.command is not None
+    assert "onnxruntime-gpu[cuda,cudnn]" in check.command
+
+
+def test_on_a_gpu_every_graph_runs_in_half_precision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", OrtOnCuda())
+    checks = check_graphs(Bundle.open(folder), "cuda:0")
+    assert [check.name for check in checks] == list(graph_specs(TINY))
+    assert all(check.message.startswith("fp16, ") for check in checks)
+
+
+def test_a_damaged_graph_does_not_keep_the_others_from_being_run(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path)
+    (bundle / "onnx" / "caption.fp32.onnx").write_bytes(b"")
+    checks = {check.name: check for check in check_graphs(Bundle.open(bundle), "cpu")}
+    assert len(checks) == len(graph_specs(TINY))
+    assert {name for name, check in checks.items() if check.status == "error"} == {"caption"}
 
 
 def test_examining_imports_no_backend_but_onnxruntime() -> None:

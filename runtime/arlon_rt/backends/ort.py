@@ -1,11 +1,21 @@
 """ONNX Runtime as a backend, on the CPU and on CUDA, through IOBinding.
 
-The CUDA path (providers, device buffers, device outputs) is written but has not been executed yet.
+The CUDA path (providers, device buffers, device outputs) is written but has not been executed on a GPU yet.
+A run ends with its stream synchronised, so a handle may go to another session or thread as soon as it is there.
+
+There are no CUDA graphs here. As ONNX Runtime's source reads (not tried), a replay writes to memory that the arena
+counts as free after the capture and may have given to another tensor, and leaves out what runs on the CPU; a capture
+belongs to one thread, and is spoilt when another thread allocates meanwhile, as overlapped stages do.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import logging
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,8 +34,19 @@ _ELEMENTS = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16",
     "tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(uint8)": "uint8",
 }
+CUDA = "CUDAExecutionProvider"
+CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+"""What is asked of CUDA otherwise than by default.
+
+TF32 would narrow what the graphs keep in float32. EXHAUSTIVE times each convolution's algorithms when it first runs,
+so that another process may take another one and no longer repeat a video to the last bit. An arena that grows by powers
+of two takes up to twice the memory.
+"""
+
 _DAMAGED = ("InvalidProtobuf", "NoSuchFile", "InvalidGraph", "NoModel")
 _ERRORS_ONLY = 3
+
+logger = logging.getLogger(__name__)
 
 
 class OrtHandle:
@@ -40,7 +61,8 @@ class OrtHandle:
 
     def numpy(self) -> Array:
         """A copy on the host."""
-        return np.array(self.value.numpy())
+        array: Array = self.value.numpy()
+        return np.array(array) if self.value.device_name() == "cpu" else array
 
 
 class OrtSession:
@@ -57,20 +79,31 @@ class OrtSession:
         self._device_type, self._device_id = _device_parts(device)
 
     @classmethod
-    def open(cls, bundle: Bundle, graph: str, *, device: str, precision: str, threads: int | None) -> OrtSession:
-        """Open ``graph``; see `arlon_rt.backends.session.open_session`."""
+    def open(
+        cls, bundle: Bundle, graph: str, *, device: str, precision: str, threads: int | None,
+        profile: Path | None = None,
+    ) -> OrtSession:
+        """Open ``graph``; see `arlon_rt.backends.session.open_session`.
+
+        ``profile`` begins the name of the file that `end_profile` gives.
+        """
         if precision == "bf16":
             others = " or ".join(p for p in bundle.manifest.graphs.get(graph, {}) if p != precision) or "fp32, exported"
             raise BackendError(f"precision is 'bf16', which ONNX Runtime does not run here; use --precision {others}")
         runtime = import_runtime()
         providers = _providers(runtime, device)
-        opened = _open_file(runtime, bundle, graph, precision, providers, _options(runtime, threads))
+        options = _options(runtime, threads)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        opened = _open_file(runtime, bundle, graph, precision, providers, options)
         spec = bundle.spec(graph)
         if differences := _differences(spec, precision, opened):
             raise BundleError(f"{bundle.graph_file(graph, precision)} does not fit its contract: {differences[0]}")
-        if device != "cpu" and "CUDAExecutionProvider" not in opened.get_providers():
-            raise BackendError(f"device is {device!r}, but CUDA did not start; run `arlon-rt doctor`")
-        opened.disable_fallback()
+        if device != "cpu" and CUDA not in opened.get_providers():
+            raise BackendError(
+                f"device is {device!r}, but CUDA did not start: there is no GPU, no driver, or CUDA's libraries are "
+                'missing, which pip install "onnxruntime-gpu[cuda,cudnn]" brings'
+            )
         return cls(runtime, opened, spec, precision=precision, device=device)
 
     @property
@@ -106,21 +139,31 @@ class OrtSession:
             raise BackendError(f"{self._spec.name}: cannot upload {name}; there is no such input")
         return self._on_device(self._converted(tensor, array))
 
+    def end_profile(self) -> Path:
+        """The JSON file with an event for each node of each run so far; the session was opened with ``profile``."""
+        assert self._opened is not None
+        return Path(self._opened.end_profiling())
+
     def close(self) -> None:
         """Free the graph. A second call does nothing; handles stay valid."""
         self._opened = None
 
     def _bind_inputs(self, binding: Any, feed: Mapping[str, Array | Handle]) -> dict[str, OrtHandle]:
-        """Bind every input; returns the buffers that outputs share, by input name."""
+        """Bind every input; returns the buffers that outputs share, by input name.
+
+        An array goes to CUDA by a copy that is complete when it returns. `bind_cpu_input` would copy on a stream that
+        the run need not take: with the session running in another thread too, the graph could start before its input
+        is there.
+        """
         shared: dict[str, OrtHandle] = {}
         for tensor in self._spec.inputs:
             value = feed[tensor.name]
             if isinstance(value, np.ndarray):
                 array = self._converted(tensor, value)
-                if tensor.name not in self._aliased:
+                if self._device_type == "cpu" and tensor.name not in self._aliased:
                     binding.bind_cpu_input(tensor.name, array)
                     continue
-                held = self._on_device(array.copy())
+                held = self._on_device(array.copy() if self._device_type == "cpu" else array)
             else:
                 held = self._own(tensor, value)
             binding.bind_ortvalue_input(tensor.name, held.value)
@@ -158,14 +201,14 @@ class OrtSession:
                 ) from None
 
     def _on_device(self, array: Array) -> OrtHandle:
-        """A buffer on the device with the content of ``array``; on the CPU it is the array itself."""
+        """A buffer on the device with the content of ``array``, contiguous; on the CPU it is the array itself."""
         value = self._runtime.OrtValue.ortvalue_from_numpy(array, self._device_type, self._device_id)
         return OrtHandle(value, self._device)
 
     def _own(self, tensor: TensorSpec, value: Handle) -> OrtHandle:
         if not isinstance(value, OrtHandle):
             raise BackendError(f"{self._spec.name}: {tensor.name} is a {type(value).__name__} of another backend")
-        if value.device != self._device:
+        if _device_parts(value.device) != (self._device_type, self._device_id):
             raise BackendError(f"{self._spec.name}: {tensor.name} is on {value.device}, the session on {self._device}")
         return value
 
@@ -199,7 +242,17 @@ def installed_runtimes() -> dict[str, str]:
 
 def available_providers() -> list[str]:
     """Execution providers of the installed ONNX Runtime, e.g. ``CPUExecutionProvider``."""
-    return list(import_runtime().get_available_providers())
+    return _available(import_runtime())
+
+
+def require_device(device: str) -> None:
+    """Find out whether the installed ONNX Runtime was built for ``device``, without opening a graph.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        BackendError: it has no CUDA, or there is no such device.
+    """
+    _providers(import_runtime(), device)
 
 
 def import_runtime() -> ModuleType:
@@ -218,6 +271,25 @@ def import_runtime() -> ModuleType:
     return module
 
 
+def _available(runtime: ModuleType) -> list[str]:
+    """Providers that are compiled in and those of plugins, which CUDA is in some builds."""
+    plugins = (device.ep_name for device in runtime.get_ep_devices())
+    return list(dict.fromkeys([*runtime.get_available_providers(), *plugins]))
+
+
+@functools.cache
+def _load_cuda(runtime: ModuleType) -> None:
+    """Load CUDA and cuDNN out of pip's packages, where the system does not look for libraries, and then their plugin.
+
+    ONNX Runtime prints what it cannot load, on the stdout that may carry a video.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        runtime.preload_dlls()
+    if said.getvalue():
+        logger.warning("CUDA: %s", " ".join(said.getvalue().split()))
+
+
 def _options(runtime: ModuleType, threads: int | None) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or 0
@@ -234,13 +306,14 @@ def _providers(runtime: ModuleType, device: str) -> list[Any]:
     kind, number = _device_parts(device)
     if kind == "cpu":
         return ["CPUExecutionProvider"]
-    available = runtime.get_available_providers()
-    if "CUDAExecutionProvider" not in available:
+    _load_cuda(runtime)
+    available = _available(runtime)
+    if CUDA not in available:
         raise BackendError(
             f"device is {device!r}, but this ONNX Runtime has {', '.join(available)}; "
             'run: pip uninstall onnxruntime, then pip install "arlon-rt[gpu]", or use device cpu'
         )
-    return [("CUDAExecutionProvider", {"device_id": number})]
+    return [(CUDA, {"device_id": number, **CUDA_OPTIONS})]
 
 
 def _device_parts(device: str) -> tuple[str, int]:
@@ -255,7 +328,8 @@ def _open_file(
 ) -> Any:
     path = bundle.graph_file(graph, precision)
     try:
-        return runtime.InferenceSession(str(path), sess_options=options, providers=providers)
+        # With its fallback ONNX Runtime prints an error on stdout and opens the graph on the CPU.
+        return runtime.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
     except Exception as error:
         if type(error).__name__ in _DAMAGED:
             raise BundleError(

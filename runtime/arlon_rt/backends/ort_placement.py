@@ -1,0 +1,123 @@
+"""Where ONNX Runtime runs the nodes of a graph, and which of them keep large tensors on the CPU."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from arlon_rt.backends.ort import CUDA, OrtSession
+from arlon_rt.backends.session import Array
+from arlon_rt.bundle import Bundle
+from arlon_rt.graphs import GraphSpec
+from arlon_rt.manifest import signature
+
+LARGE_BYTES = 4096
+"""A node that touches more on the CPU of a GPU run is worth a look; shapes and indices take less."""
+TIMED_RUNS = 5
+
+_COPIES = ("MemcpyToHost", "MemcpyFromHost")
+"""Nodes that ONNX Runtime puts between devices; they count as CUDA's."""
+_SHAPE_ONLY = ("Shape", "Size")
+"""Operators that do not read what is in their input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeRun:
+    """One node in one run."""
+
+    name: str
+    op: str
+    provider: str
+    bytes: int
+    """Of its inputs, weights and outputs; of Shape and Size, the outputs."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on the GPU, which a copy from or to the CPU does not."""
+        return self.provider == CUDA and self.op not in _COPIES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the nodes of one graph ran."""
+
+    graph: str
+    precision: str
+    milliseconds: float
+    """Of a run, the median of `TIMED_RUNS` after a first; inputs and outputs stay on the device."""
+    nodes: tuple[NodeRun, ...]
+    """In the order they ran, after ONNX Runtime's optimisations."""
+
+    @property
+    def large_on_cpu(self) -> list[NodeRun]:
+        """Nodes not on the GPU that touch more than `LARGE_BYTES`, the largest first."""
+        found = [node for node in self.nodes if not node.on_gpu and node.bytes > LARGE_BYTES]
+        return sorted(found, key=lambda node: -node.bytes)
+
+
+def place_graph(bundle: Bundle, graph: str, *, device: str, precision: str) -> Placement:
+    """Run ``graph`` of ``bundle`` on ``device``, at the sizes it is meant for, and say where its nodes ran.
+
+    Raises:
+        BundleError: the bundle has no such graph or its file is damaged.
+        BackendError: ONNX Runtime cannot run it there.
+    """
+    with tempfile.TemporaryDirectory(prefix="arlon-rt-") as folder:
+        prefix = Path(folder) / "profile"
+        session = OrtSession.open(bundle, graph, device=device, precision=precision, threads=None, profile=prefix)
+        try:
+            _run(session, precision, 1)
+            nodes = read_profile(session.end_profile())
+        finally:
+            session.close()
+    session = OrtSession.open(bundle, graph, device=device, precision=precision, threads=None)
+    try:
+        seconds = _run(session, precision, 1 + TIMED_RUNS)[1:]
+    finally:
+        session.close()
+    return Placement(
+        graph=graph, precision=precision, milliseconds=1e3 * statistics.median(seconds), nodes=nodes
+    )
+
+
+def usual_feed(spec: GraphSpec, precision: str) -> dict[str, Array]:
+    """Valid inputs of the sizes a graph is meant for: tokens and indices 0, ``top_k`` 1, masks True, numbers 0.5."""
+    sizes = {axis.name: axis.opt for axis in spec.axes}
+    feed = {}
+    for name, dtype, axes in signature(spec.inputs, precision):
+        kind = np.dtype(dtype).kind
+        value = 0.5 if kind == "f" else kind == "b" or name == "top_k"
+        feed[name] = np.full([sizes[axis] if isinstance(axis, str) else axis for axis in axes], value, dtype)
+    return feed
+
+
+def read_profile(file: Path) -> tuple[NodeRun, ...]:
+    """The nodes in a profile of ONNX Runtime (tried: 1.32): its events of the category ``Node``."""
+    found = []
+    for event in json.loads(file.read_text(encoding="utf-8")):
+        name, end = event["name"], "_kernel_time"
+        if event["cat"] != "Node" or not name.endswith(end):
+            continue
+        of = event["args"]
+        read = 0 if of["op_name"] in _SHAPE_ONLY else int(of["activation_size"]) + int(of["parameter_size"])
+        found.append(NodeRun(
+            name=name.removesuffix(end), op=of["op_name"], provider=of["provider"], bytes=read + int(of["output_size"])
+        ))
+    return tuple(found)
+
+
+def _run(session: OrtSession, precision: str, times: int) -> list[float]:
+    """Seconds of each run. Everything is on the device before the first and stays there."""
+    spec, seconds = session.spec, []
+    feed = {name: session.upload(name, array) for name, array in usual_feed(spec, precision).items()}
+    for _ in range(times):
+        began = time.perf_counter()
+        session.run(feed, hold=[t.name for t in spec.outputs])
+        seconds.append(time.perf_counter() - began)
+    return seconds
