@@ -84,6 +84,13 @@ class Case:
         return self.bundle.graph_file(self.spec.name, self.precision)
 
 
+def by_worth(model: ModelConfig) -> list[str]:
+    """The graphs of ``model``; those that take most of a video's time come first, in case time runs out."""
+    first = ("dit", "ar_step", "vae_decoder")
+    graphs = graph_specs(model)
+    return [*(g for g in first if g in graphs), *(g for g in graphs if g not in first)]
+
+
 class Subject(Protocol):
     """A model whose graphs are measured."""
 
@@ -91,7 +98,7 @@ class Subject(Protocol):
     model: ModelConfig
 
     def rows(self) -> list[tuple[str, str]]:
-        """(graph, precision), in the order to measure."""
+        """(graph, precision), what decides first."""
 
     def case(self, graph: str, precision: str) -> Case: ...
 
@@ -107,7 +114,7 @@ class BundleSubject:
 
     def rows(self) -> list[tuple[str, str]]:
         graphs = self.bundle.manifest.graphs
-        return [(g, p) for p in ("fp16", "fp32") for g in graph_specs(self.model) if p in graphs.get(g, ())]
+        return [(g, p) for p in ("fp16", "fp32") for g in by_worth(self.model) if p in graphs.get(g, ())]
 
     def case(self, graph: str, precision: str) -> Case:
         spec = graph_specs(self.model)[graph]
@@ -127,8 +134,7 @@ class RandomSubject:
         self._last: tuple[str, nn.Module] | None = None
 
     def rows(self) -> list[tuple[str, str]]:
-        first = ["ar_step", "ar_prefix", "vae_decoder", "dit"]  # what decides, in case time runs out
-        return [(g, "fp16") for g in (*first, *(g for g in graph_specs(self.model) if g not in first))]
+        return [(g, "fp16") for g in by_worth(self.model)]
 
     def case(self, graph: str, precision: str) -> Case:
         spec = graph_specs(self.model)[graph]
