@@ -1,0 +1,59 @@
+"""Engines of the stand-in GPU where arlon-rt looks for them, and the stand-in as the GPU of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arlon_rt.backends import trt_open
+from arlon_rt.backends.trt import Gpu
+from arlon_rt.built_here import record
+from arlon_rt.bundle import Bundle
+from arlon_rt.engine_file import EngineHeader, Flavour, Identity, encode_header
+from arlon_rt.engines import EngineEntry, engine_stores, source_hash
+from arlon_rt.graphs import graph_specs
+from fake_gpu import FakeGpu, TensorRT, plan_of
+
+VERSION, COMPUTE_CAPABILITY = "1.7.1.116", "sm89"
+
+
+def identity_here(flavour: Flavour, precision: str = "fp16") -> Identity:
+    """What an engine must have been built for, on this GPU or the stand-in."""
+    version = trt_open.import_tensorrt(flavour).__version__
+    return Identity(
+        flavour=flavour, version=version, compute_capability=trt_open.compute_capability(0), precision=precision
+    )
+
+
+def put_engines(bundle: Bundle, identity: Identity, plan: Callable[[str], bytes] | None = None) -> None:
+    """Leave engines of this user in the bundle's own folder; ``plan`` of a graph is by default what the stand-in runs."""
+    store = engine_stores(bundle)[0]
+    entries = store.index().engines
+    for graph in graph_specs(bundle.model):
+        content = plan(graph) if plan else plan_of(bundle.path, graph, identity.precision)
+        header = EngineHeader(
+            graph=graph, identity=identity, source=source_hash(bundle, graph, identity.precision),
+            plan_bytes=len(content), plan_sha256=hashlib.sha256(content).hexdigest(),
+        )
+        path = store.path(graph, identity)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_header(header) + content)
+        entry = EngineEntry(header=header, profiles=(), layers={}, build_seconds=0.5, arlon_rt="0")
+        entries = store.add(entry, entries)
+        record(header.plan_sha256)
+
+
+def use_fake_gpu(patch: pytest.MonkeyPatch, home: Path) -> FakeGpu:
+    """Let this machine have the stand-in, a TensorRT for it, and a user whose folders are ``home``."""
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        patch.setenv(name, str(home / name.lower()))
+    gpu = FakeGpu()
+    trt = TensorRT(gpu)
+    trt.__version__ = VERSION
+    patch.setattr(trt_open, "import_tensorrt", lambda flavour: trt)
+    patch.setattr(trt_open, "compute_capability", lambda number: COMPUTE_CAPABILITY)
+    patch.setattr(Gpu, "open", classmethod(lambda cls, flavour, number: cls(trt, gpu.stream)))
+    return gpu
