@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -66,25 +65,28 @@ class OnnxRuntime:
 
 
 class Engines:
-    """A TensorRT, with engines in ``folder`` for the bundle's picture size and longest segment; implements `Backend`.
+    """A TensorRT, with engines for the bundle's picture size and longest segment; implements `Backend`.
 
-    They have arlon_rt's identities and are opened by `open_sessions`, as a pipeline opens them.
+    They lie in ``folder``: in a bundle that is there already, of any other in a copy, so that its own folder is left
+    alone.They have arlon_rt's identities and are opened by `open_sessions`, as a pipeline opens them.
     """
 
-    def __init__(self, flavour: Flavour, gpu: str, folder: Path, device: str = "cuda") -> None:
+    def __init__(
+        self, flavour: Flavour, gpu: str, folder: Path, device: str = "cuda",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.name: Flavour = flavour
         self.version = str(open_flavour(flavour).trt.__version__)
-        self._gpu, self._folder, self._device = gpu, folder, device
+        self._gpu, self._folder, self._device, self._clock = gpu, folder, device, clock
 
     def build(self, bundle: Bundle, graphs: Sequence[str], precision: str, deadline: float) -> float:
-        copy, video = self._copy(bundle), bundle.model.video
-
         def in_time(event: Event) -> None:
-            if isinstance(event, Working) and time.monotonic() > deadline:   # ends the process that builds
+            if isinstance(event, Working) and self._clock() > deadline:   # ends the process that builds
                 raise BuildTimeout(f"{self.name} was still building {event.graph} when its time was over")
 
-        if time.monotonic() > deadline:
+        if self._clock() > deadline:
             raise BuildTimeout(f"no time was left to build {', '.join(graphs)}")
+        copy, video = self.copy(bundle), bundle.model.video
         failed = build(copy, Request(
             flavour=self.name, precision=precision, gpus=(self._gpu,), only=tuple(graphs),
             sizes=(Size(width=video.width, height=video.height, frames=video.segment_frames),),
@@ -99,16 +101,16 @@ class Engines:
 
     def open(self, bundle: Bundle, graphs: Sequence[str], precision: str) -> dict[str, Session]:
         return open_sessions(
-            self._copy(bundle), graphs, backend=self.name, device=self._device, precision=precision, trust_engines=True
+            self.copy(bundle), graphs, backend=self.name, device=self._device, precision=precision, trust_engines=True
         )
 
-    def _copy(self, bundle: Bundle) -> Bundle:
-        """The bundle where engines may be put: links to its files, so that nothing is left in its own folder."""
-        folder = self._folder / bundle.hash
+    def copy(self, bundle: Bundle) -> Bundle:
+        """The bundle where engines may be put."""
+        if bundle.path.is_relative_to(self._folder):
+            return bundle
+        folder = self._folder / ENGINES / bundle.hash
         if not folder.exists():
-            shutil.copytree(
-                bundle.path, folder, ignore=shutil.ignore_patterns(ENGINES), copy_function=_link_or_copy
-            )
+            shutil.copytree(bundle.path, folder, ignore=shutil.ignore_patterns(ENGINES))
         return Bundle.open(folder)
 
 
@@ -144,10 +146,3 @@ def _no_onnx_runtime() -> str | None:
     except ArlonError as error:
         return str(error)
     return None if "CUDAExecutionProvider" in providers else f"it has {', '.join(providers)} and no CUDA"
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:   # another file system
-        shutil.copy2(source, target)

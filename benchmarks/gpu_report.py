@@ -32,8 +32,10 @@ def print_report(
     """The setting, what decides, the video, all graphs, then what failed or was skipped."""
     console.print()
     for name, value in setting.items():
-        told = ", ".join(f"{k} {v}" for k, v in value.items()) or "nothing" if isinstance(value, dict) else value
-        console.print(f"{name}: {told}", highlight=False, markup=False)
+        if isinstance(value, dict):
+            between, after = ("; ", ": ") if name == "missing" else (", ", " ")
+            value = between.join(f"{key}{after}{told}" for key, told in value.items()) or "nothing"
+        console.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)
     if setting["smoke"]:
         console.print("a smoke run: figures mean nothing, and TensorRT is a stand-in whose engines are ONNX Runtime")
     console.print(
@@ -86,7 +88,7 @@ def _graph_table(rows: Iterable[Row]) -> Table:
     table = Table(title="graphs: median of the repeats, inputs and outputs on the device", box=box.SIMPLE_HEAD)
     table.add_column("graph, and what a run needs", no_wrap=True)
     table.add_column("by", no_wrap=True)
-    for head in ("ms", "± ms", "× eager", "TFLOP/s", "of product", "GB/s", "of copy", "error", "build s", "open s"):
+    for head in ("ms", "±", "× eager", "TFLOP/s", "of product", "GB/s", "of copy", "error", "build s", "open s"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         titles = [row.name, *_needs(row)]
@@ -120,7 +122,7 @@ def _cells(row: Row, way: str) -> list[str]:
         return [*cells, found.status]
     eager = row.ways["eager"].median_ms if "eager" in row.ways else None
     return [
-        *cells, f"{found.median_ms:.4g}", f"{(found.max_ms - found.min_ms) / 2:.1g}",
+        *cells, f"{found.median_ms:.4g}", f"{(found.max_ms - found.min_ms) / 2 / found.median_ms:.0%}",
         f"{eager / found.median_ms:.2f}" if eager else "–",
         f"{found.tflop_s:.3g}", _part(found.product_fraction), f"{found.gb_s:.4g}", _part(found.copy_fraction),
         f"{found.relative_error:.0e}", _seconds(found), f"{found.open_seconds:.1f}",
@@ -134,7 +136,7 @@ def _video_table(row: VideoRow) -> Table:
         f"{row.num_inference_steps} steps){cpu}", box=box.SIMPLE_HEAD,
     )
     table.add_column("by", no_wrap=True)
-    for head in ("s", "± s", "× real time", "first frames s", "MB", "levels off", "build s", "open s"):
+    for head in ("s", "±", "× real time", "first frames s", "MB", "levels off", "build s", "open s"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("s of each stage")
     for backend, found in row.ways.items():
@@ -147,7 +149,8 @@ def _video_cells(found: VideoMeasurement) -> list[str]:
         return [found.status]
     stages = ", ".join(f"{stage} {s:.2g}" for stage, s in found.stage_seconds.items() if s > found.seconds / 100)
     return [
-        f"{found.seconds:.3g}", f"{(found.max_seconds - found.min_seconds) / 2:.1g}", f"{found.real_time_factor:.3g}",
+        f"{found.seconds:.3g}", f"{(found.max_seconds - found.min_seconds) / 2 / found.seconds:.0%}",
+        f"{found.real_time_factor:.3g}",
         f"{found.first_frame_seconds:.2g}", "–" if found.peak_memory_mb is None else f"{found.peak_memory_mb:.0f}",
         "–" if found.mean_levels is None else f"{found.mean_levels:.2f}", _seconds(found),
         f"{found.open_seconds:.1f}", stages,

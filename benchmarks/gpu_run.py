@@ -61,7 +61,7 @@ def main() -> int:
         folder = Path(name)
         keep_to(folder)
         try:
-            device, backends, missing = find_device(args, folder / "engines")
+            device, backends, missing = find_device(args, folder)
             subjects = find_subjects(args, folder, device, console)
         except (ArlonError, NothingHereError) as error:
             print(f"gpu.py: {error}", file=sys.stderr)
@@ -124,7 +124,7 @@ def keep_to(folder: Path) -> None:
         os.environ[name] = str(folder / name.lower())
 
 
-def find_device(args: argparse.Namespace, engines: Path) -> tuple[Device, dict[str, Backend], dict[str, str]]:
+def find_device(args: argparse.Namespace, folder: Path) -> tuple[Device, dict[str, Backend], dict[str, str]]:
     """The device, the backends that run on it, and why the others do not.
 
     Raises:
@@ -140,7 +140,7 @@ def find_device(args: argparse.Namespace, engines: Path) -> tuple[Device, dict[s
             "with a CUDA build of torch, or run it with --smoke on the CPU"
         )
     device = CudaDevice()
-    backends, missing = find_backends(device.name, engines, args.threads)
+    backends, missing = find_backends(device.name, folder, args.threads)
     check_any(backends, missing)
     return device, backends, missing
 
@@ -244,6 +244,6 @@ def describe(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]), "python": sys.version.split()[0],
         "versions": {**versions, **installed_runtimes(), **{f: backends[f].version for f in FLAVOURS if f in backends}},
-        "torch_compile": device.inductor, "not here": dict(missing),
+        "missing": dict(missing), "torch_compile": device.inductor,
         "bundle": bundles[0].hash if bundles else "none",
     }

@@ -13,7 +13,7 @@ from arlon_rt.backends.trt import Gpu
 from arlon_rt.built_here import record
 from arlon_rt.bundle import Bundle
 from arlon_rt.engine_file import EngineHeader, Flavour, Identity, encode_header
-from arlon_rt.engines import EngineEntry, engine_stores, source_hash
+from arlon_rt.engines import EngineEntry, source_hash, store_to_build_in
 from arlon_rt.graphs import graph_specs
 from fake_gpu import FakeGpu, TensorRT, plan_of
 
@@ -29,8 +29,8 @@ def identity_here(flavour: Flavour, precision: str = "fp16") -> Identity:
 
 
 def put_engines(bundle: Bundle, identity: Identity, plan: Callable[[str], bytes] | None = None) -> None:
-    """Leave engines of this user in the bundle's own folder; ``plan`` of a graph is by default what the stand-in runs."""
-    store = engine_stores(bundle)[0]
+    """Leave engines of this user where a build would; ``plan`` of a graph is by default what the stand-in runs."""
+    store = store_to_build_in(bundle)
     entries = store.index().engines
     for graph in graph_specs(bundle.model):
         content = plan(graph) if plan else plan_of(bundle.path, graph, identity.precision)

@@ -42,7 +42,7 @@ def result(done: tuple[dict[str, Any], str]) -> dict[str, Any]:
 
 
 def test_the_result_says_what_its_figures_depend_on(result: dict[str, Any]) -> None:
-    assert {"device", "date", "command", "versions", "torch_compile", "bundle", "seconds", "not here"} <= result.keys()
+    assert {"device", "date", "command", "versions", "torch_compile", "bundle", "seconds", "missing"} <= result.keys()
     assert {"torch", "onnxruntime", "tensorrt", "tensorrt-rtx"} <= result["versions"].keys()
     assert all(result["ceilings"][name] > 0 for name in ("fp16", "fp32", "ieee_fp32", "copy_gb_s"))
 

@@ -1,7 +1,7 @@
 """On a GPU: caches are written where they are, and a pipeline that is closed gives its memory back.
 
-Written without a GPU; not executed on one yet. The checks ran on the stand-in, which counts its own memory
-(tests/runtime/test_gpu_checks.py); that of caches also with ONNX Runtime on the CPU. `on_gpu.gpu_used_bytes` never ran.
+Written without a GPU; not executed on one yet. All of it ran on the stand-in (tests/gpu_files_on_stand_in.py), which
+counts its own memory: `on_gpu.gpu_used_bytes` never ran.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """On a GPU: engines that are not there, of another GPU or damaged are an error that says what to do.
 
-Written without a GPU; not executed on one yet. The checks ran on the stand-in (tests/runtime/test_gpu_checks.py); what
-TensorRT itself says to a damaged engine is known from no GPU.
+Written without a GPU; not executed on one yet. All of it ran on the stand-in (tests/gpu_files_on_stand_in.py), which
+has words of its own for a damaged engine.
 """
 
 from __future__ import annotations

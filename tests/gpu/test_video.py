@@ -1,7 +1,6 @@
 """On a GPU: a whole video of the demo bundle, by every backend that is installed, beside ONNX Runtime on the CPU.
 
-Written without a GPU; not executed on one yet. The checks ran on the stand-in with the tiny bundle
-(tests/runtime/test_gpu_checks.py).
+Written without a GPU; not executed on one yet. All of it ran on the stand-in (tests/gpu_files_on_stand_in.py).
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ Here TensorRT is tests/fake_gpu.py, whose engines are ONNX Runtime, and ONNX Run
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from fake_gpu import FakeGpu, plan_of
 from on_gpu import UnderTest, graphs_of
 from tiny_bundle import write_tiny_bundle
 
+ROOT = Path(__file__).parents[2]
 GRAPHS = graphs_of(Bundle.open(demo_bundle_path()))
 
 
@@ -121,6 +125,17 @@ def test_memory_that_is_kept_is_found(tiny: UnderTest, monkeypatch: pytest.Monke
 def test_a_device_whose_memory_does_not_show_is_found(tiny: UnderTest) -> None:
     with pytest.raises(AssertionError, match="does not show"):
         gpu_checks.check_memory_comes_back(replace(tiny, used_bytes=lambda: 0))
+
+
+def test_the_files_of_a_gpu_themselves_run_on_the_stand_in() -> None:
+    chosen = "messages or greedy or held_cache or caption"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "gpu_files_on_stand_in", "tests/gpu", "-k", chosen],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True, text=True, timeout=600, check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "7 passed" in done.stdout, done.stdout
 
 
 def test_caches_that_are_copied_are_found(tiny: UnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
