@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from arlon_export.checkpoint import build_module
+from arlon_export.precision import kept_fp32
 from arlon_export.to_onnx import export_graph
 from arlon_rt.bundle import Bundle, write_manifest
 from arlon_rt.config import (
@@ -186,6 +187,7 @@ def export_bundle(folder: Path, model: ModelConfig, spec: GraphSpec, network: nn
     entry = GraphEntry(
         file=file, data=(f"onnx/{weights}",) if (folder / "onnx" / weights).exists() else (),
         inputs=signature(spec.inputs, precision), outputs=signature(spec.outputs, precision),
+        kept_fp32=kept_fp32(spec.name, graph, precision),
     )
     write_manifest(folder, model=model, defaults={"num_frames": 17}, graphs={spec.name: {precision: entry}})
     return Bundle.open(folder)

@@ -16,20 +16,23 @@ import numpy as np
 import pytest
 from gpu_backends import Backend, BuildTimeout, Engines, find_backends
 from gpu_device import CpuDevice
-from gpu_models import FULL, BundleSubject, RandomSubject
+from gpu_models import FULL, SMALL, BundleSubject, RandomSubject
+from gpu_parity import graph_sizes
 from gpu_row import COMPILED, WAYS, Effort, Measurement, Row
 from gpu_run import Entry, NothingHereError, check_any, make_plan, skip
 from gpu_stand_in import StandInEngines, StandInGpu
 from gpu_video import VideoRow, measure_video
 
-from arlon_engines.profiles import Size, profile_name
+from arlon_engines.profiles import Size, profile_name, profiles_of
 from arlon_rt.backends import BACKENDS
 from arlon_rt.backends.session import Session, open_session
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.engine_file import Identity
 from arlon_rt.engines import find_engine, find_entry
+from arlon_rt.graphs import graph_specs
 from fake_engines import COMPUTE_CAPABILITY, VERSION, put_engines, use_fake_gpu
 from fake_gpu import FakeGpu, plan_of
+from tiny_bundle import write_tiny_bundle
 
 SIZED = "64x64x68"
 
@@ -155,21 +158,22 @@ def test_only_what_time_was_lacking_for_is_told_as_skipped(demo: Bundle) -> None
 
 
 def test_a_video_of_another_s_weights_fails_its_parity_and_one_without_frames_of_the_cpu_says_so(
-    demo: Bundle, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tiny = Bundle.open(write_tiny_bundle(tmp_path))
     effort = Effort(
         warmup=1, repeats=1, seconds=1.0, small=True, deadline=soon(), build_seconds=1.0, threads=1
     )
     gpu = StandInGpu()
     device, row = CpuDevice(gpu), VideoRow(name="bundle/video/fp16")
     backends: dict[str, Backend] = {"tensorrt": Spoiled("tensorrt", gpu)}
-    measure_video(row, demo, "fp16", ["tensorrt", "tensorrt-rtx"], backends, device, effort)
+    measure_video(row, tiny, "fp16", ["tensorrt", "tensorrt-rtx"], backends, device, effort)
     found = row.ways["tensorrt"]
     assert (set(row.ways), found.status, found.seconds) == ({"tensorrt"}, "parity failed", None)
     assert found.mean_levels is not None
     assert found.mean_levels > gpu_video.MEAN_LEVELS
     monkeypatch.setattr(gpu_video, "CPU_SECONDS", 0.0)
-    measure_video(row, demo, "fp16", ["tensorrt"], backends, device, effort)
+    measure_video(row, tiny, "fp16", ["tensorrt"], backends, device, effort)
     found = row.ways["tensorrt"]
     assert found.seconds, "the times are worth having all the same"
     assert "not compared with the CPU: TimeoutError: it had made none after 0 s" in found.detail
@@ -188,3 +192,19 @@ class Spoiled(StandInEngines):
 
         decoder.run = darker  # type: ignore[method-assign]
         return opened
+
+
+def test_engines_take_the_sizes_that_are_measured(demo: Bundle) -> None:
+    for model in (FULL, demo.model):
+        video = model.video
+        size = Size(width=video.width, height=video.height, frames=video.segment_frames)
+        for graph, spec in graph_specs(model).items():
+            sizes = graph_sizes(model, spec, small=False)
+            profiles = profiles_of(model, graph, [size])
+            assert any(all(low <= sizes[axis] <= high for axis, (low, _, high) in p.ranges.items()) for p in profiles)
+
+
+def test_an_engine_is_built_of_a_random_module_too(demo: Bundle, rtx: Engines, tmp_path: Path) -> None:
+    case = RandomSubject("small", SMALL, tmp_path / "run" / "small", "cpu").case("text_encoder", "fp16")
+    assert rtx.build(case.bundle, ["text_encoder"], "fp16", soon()) > 0
+    assert list(case.bundle.path.rglob("*.engine")), "beside its graph, in the run's folder"
