@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gpu_row import WAYS, Measurement, Row
+from gpu_segment import reckon, runs_of_a_segment
 from gpu_video import VideoMeasurement, VideoRow
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from arlon_rt.config import ModelConfig
 
 HEADS = {
     "eager": "torch eager", "session": "ONNX Runtime", "bound": "ORT bound once", "ort-graph": "ORT CUDA graph",
@@ -27,7 +30,7 @@ DECISIVE = {"ar_step": "one token", "dit": "one denoising step", "vae_decoder": 
 
 def print_report(
     console: Console, setting: Mapping[str, Any], ceiling: Mapping[str, float], rows: Sequence[Row | VideoRow],
-    seconds: float,
+    random: ModelConfig, seconds: float,
 ) -> None:
     """The setting, what decides, the video, all graphs, then what failed or was skipped."""
     console.print()
@@ -49,6 +52,8 @@ def print_report(
         console.print("\nwhat decides, of the random modules:")
         for line in told:
             console.print(f"  {line}", highlight=False, soft_wrap=True)
+    for line in segments(random, random_rows(graphs)):
+        console.print(line, highlight=False, soft_wrap=True)
     for row in rows:
         if isinstance(row, VideoRow) and row.ways:
             console.print(_video_table(row))
@@ -60,9 +65,9 @@ def print_report(
 
 def decisive(rows: Iterable[Row]) -> Iterable[str]:
     """One line a graph of `DECISIVE` and way: its time, and the part of what the device can that is."""
-    for row in rows:
-        subject, graph, _ = row.name.split("/")
-        if subject == "bundle" or graph not in DECISIVE:
+    for row in random_rows(rows):
+        graph = row.name.split("/")[1]
+        if graph not in DECISIVE:
             continue
         for way in (w for w in WAYS if w in row.ways):
             found = row.ways[way]
@@ -72,6 +77,27 @@ def decisive(rows: Iterable[Row]) -> Iterable[str]:
             if found.tokens_s is not None:
                 rate = f"{found.tokens_s:.4g} tokens/s, {_part(found.copy_fraction)} of the copy's bytes/s"
             yield f"{DECISIVE[graph]:<19}{HEADS[way]:<21}{found.median_ms:>9.4g} ms   {rate}"
+
+
+def segments(model: ModelConfig, rows: Iterable[Row]) -> Iterable[str]:
+    """One line a way: how long a segment of the random modules would take."""
+    if reckoned := reckon(model, rows):
+        runs, video = runs_of_a_segment(model), model.video
+        parts = ", ".join(f"{count} × {DECISIVE[graph].removeprefix('one ')}" for graph, count in runs.items())
+        yield (
+            f"\na segment of {video.segment_frames} frames, {video.segment_frames / video.fps:.2f} s to watch, "
+            f"would take of that ({parts}):"
+        )
+        for way, found in reckoned.items():
+            yield (
+                f"  {HEADS[way]:<21}{found.seconds:>9.3g} s, {found.real_time_factor:.3g} × real time; "
+                f"{found.overlapped_real_time_factor:.3g} with stages overlapped"
+            )
+
+
+def random_rows(rows: Iterable[Row]) -> list[Row]:
+    """Those of the random modules."""
+    return [row for row in rows if not row.name.startswith("bundle/")]
 
 
 def complaints(rows: Iterable[Row | VideoRow]) -> Iterable[str]:
@@ -168,17 +194,20 @@ def _seconds(found: Measurement | VideoMeasurement) -> str:
 
 
 def write_json(
-    folder: Path, setting: Mapping[str, Any], ceiling: Mapping[str, float], rows: Sequence[Row | VideoRow], smoke: bool
+    folder: Path, setting: Mapping[str, Any], ceiling: Mapping[str, float], rows: Sequence[Row | VideoRow],
+    random: ModelConfig, smoke: bool,
 ) -> Path:
     """Write the whole result; the name holds the device and the date, or says that it is a smoke run."""
     folder.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", str(setting["device"]).lower()).strip("-")
     day = str(setting["date"])[:19].replace(":", "").replace("T", "-")
     path = folder / ("gpu-smoke.json" if smoke else f"gpu-{device}-{day}.json")
+    graphs = [row for row in rows if isinstance(row, Row)]
     result = {
         **setting, "ceilings": ceiling,
+        "segments": {way: dataclasses.asdict(found) for way, found in reckon(random, random_rows(graphs)).items()},
         "videos": [dataclasses.asdict(row) for row in rows if isinstance(row, VideoRow)],
-        "rows": [dataclasses.asdict(row) for row in rows if isinstance(row, Row)],
+        "rows": [dataclasses.asdict(row) for row in graphs],
     }
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path

@@ -77,8 +77,9 @@ def main() -> int:
         ceiling = ceilings(device, args.smoke)
         rows = measure_plan(plan, args, backends, device, ceiling, began, console)
     seconds = time.monotonic() - began
-    print_report(console, setting, ceiling, rows, seconds)
-    path = write_json(args.out, {**setting, "seconds": round(seconds, 1)}, ceiling, rows, args.smoke)
+    random = SMALL if args.smoke else FULL
+    print_report(console, setting, ceiling, rows, random, seconds)
+    path = write_json(args.out, {**setting, "seconds": round(seconds, 1)}, ceiling, rows, random, args.smoke)
     console.print(f"written to {path}", highlight=False, soft_wrap=True)
     failed = any(way.status in ("error", "parity failed") for row in rows for way in row.ways.values())
     return int(failed or any(row.status == "error" for row in rows))

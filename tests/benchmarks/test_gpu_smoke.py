@@ -101,6 +101,7 @@ def test_the_tables_tell_every_row_and_that_their_figures_mean_nothing(done: tup
     assert all(row["name"] in printed for row in (*result["rows"], *result["videos"]))
     assert "figures mean nothing" in printed
     assert "one token          TensorRT " in printed
+    assert result["segments"] == {}, "nothing is reckoned of a segment whose denoising was not measured"
 
 
 def test_without_a_gpu_it_says_so_and_exits_with_2() -> None:
