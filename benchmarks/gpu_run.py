@@ -99,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
         "--limit-s", type=float, default=480.0, help="skip what has not begun after this many seconds (default: 480)"
     )
     parser.add_argument(
-        "--build-limit-s", type=float, default=120.0, help="give up an engine after this many seconds (default: 120)"
+        "--build-limit-s", type=float, default=150.0, help="give up an engine after this many seconds (default: 150)"
     )
     parser.add_argument("--threads", type=int, help="CPU threads of an operator (default: all, with --smoke 1)")
     args = parser.parse_args()
