@@ -22,7 +22,8 @@ def count_flops(model: ModelConfig, case: Case, sizes: Mapping[str, int]) -> int
     """Products, convolutions and attention of one run, a multiply-add as two; counted without weights or data."""
     half = case.precision == "fp16"
     with torch.device("meta"):
-        network = build_module(model, case.spec.network).eval().to(torch.float16 if half else torch.float32)
+        network = build_module(model, case.spec.network).eval()
+        network.to("meta", torch.float16 if half else torch.float32)  # a rotary table is made on the CPU wherever it is
         inputs = [torch.empty(shape(t, sizes), dtype=getattr(torch, numpy_dtype(t, half))) for t in case.spec.inputs]
     # The fused attention kernels of the CPU are not counted; the plain one is two products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -10,8 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from gpu_stand_in import StandInGpu
+
+from arlon_rt.backends.ort import installed_runtimes
 
 Call = Callable[[], object]
+CALLS = 5
 
 
 class Device(Protocol):
@@ -25,7 +29,10 @@ class Device(Protocol):
     def describe(self) -> dict[str, str]: ...
 
     def milliseconds(self, call: Call) -> float:
-        """Time of one call, with everything it started finished."""
+        """Time of one call, with everything it started finished, on whatever stream."""
+
+    def used_bytes(self) -> int | None:
+        """Memory of the device that is in use, by whomever; ``None`` where that means nothing."""
 
     def providers(self, cuda_graph: bool) -> list[Any]:
         """Execution providers of an ONNX Runtime session."""
@@ -38,10 +45,13 @@ class Device(Protocol):
 
 
 class CpuDevice:
-    """Timed by perf_counter; used by ``--smoke``."""
+    """Used by ``--smoke``, beside a GPU that is not there."""
 
     name = "cpu"
     inductor = "aot_eager"  # the tracing of torch.compile without a C++ compiler run a graph
+
+    def __init__(self, stand_in: StandInGpu) -> None:
+        self._stand_in = stand_in
 
     def describe(self) -> dict[str, str]:
         return {"device": platform.processor() or platform.machine(), "threads": str(torch.get_num_threads())}
@@ -49,7 +59,11 @@ class CpuDevice:
     def milliseconds(self, call: Call) -> float:
         began = time.perf_counter()
         call()
+        self._stand_in.finish()
         return 1e3 * (time.perf_counter() - began)
+
+    def used_bytes(self) -> int | None:
+        return self._stand_in.used_bytes()
 
     def providers(self, cuda_graph: bool) -> list[Any]:
         if cuda_graph:
@@ -65,19 +79,19 @@ class CpuDevice:
 
 
 class CudaDevice:
-    """Timed by CUDA events around the call.
+    """Timed by the clock of the host, from an idle device to an idle device.
 
-    ONNX Runtime runs on a stream of its own and returns when that is done, torch on the stream of the events: the
-    interval holds all work of either, launches included.
+    ONNX Runtime, TensorRT and torch each have streams of their own, and events of one would not see the others.
     """
 
     name = "cuda"
     inductor = "inductor"
 
     def __init__(self) -> None:
-        import onnxruntime
+        if "onnxruntime-gpu" in installed_runtimes():
+            import onnxruntime
 
-        onnxruntime.preload_dlls()  # takes the CUDA and cuDNN libraries that torch has loaded
+            onnxruntime.preload_dlls()  # takes the CUDA and cuDNN libraries that torch has loaded
         torch.cuda.init()  # type: ignore[no-untyped-call]
         _tf32(True)
 
@@ -90,13 +104,15 @@ class CudaDevice:
         }
 
     def milliseconds(self, call: Call) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
-        start.record()
+        began = time.perf_counter()
         call()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
+        torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - began)
+
+    def used_bytes(self) -> int | None:
+        free, total = torch.cuda.mem_get_info()
+        return int(total - free)
 
     def providers(self, cuda_graph: bool) -> list[Any]:
         return [("CUDAExecutionProvider", {"device_id": 0, **({"enable_cuda_graph": "1"} if cuda_graph else {})})]
@@ -141,10 +157,14 @@ def _copy(device: Device, size: int) -> float:
     return 2 * size / 1e6 / _best(device, lambda: target.copy_(source))
 
 
-def _best(device: Device, call: Call, repeats: int = 20) -> float:
-    for _ in range(3):
-        call()
-    return min(device.milliseconds(call) for _ in range(repeats))
+def _best(device: Device, call: Call, repeats: int = 10) -> float:
+    """Milliseconds of one call among `CALLS` in a row, so that launching costs nothing."""
+    def several() -> None:
+        for _ in range(CALLS):
+            call()
+
+    several()
+    return min(device.milliseconds(several) for _ in range(repeats)) / CALLS
 
 
 def _tf32(allowed: bool) -> None:

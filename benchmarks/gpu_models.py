@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from arlon_export.checkpoint import build_module
+from arlon_export.precision import kept_fp32
 from arlon_export.to_onnx import export_graph
 from arlon_rt.bundle import Bundle, write_manifest
 from arlon_rt.config import (
@@ -84,6 +85,13 @@ class Case:
         return self.bundle.graph_file(self.spec.name, self.precision)
 
 
+def by_worth(model: ModelConfig) -> list[str]:
+    """The graphs of ``model``; those that take most of a video's time come first, in case time runs out."""
+    first = ("dit", "ar_step", "vae_decoder")
+    graphs = graph_specs(model)
+    return [*(g for g in first if g in graphs), *(g for g in graphs if g not in first)]
+
+
 class Subject(Protocol):
     """A model whose graphs are measured."""
 
@@ -91,7 +99,7 @@ class Subject(Protocol):
     model: ModelConfig
 
     def rows(self) -> list[tuple[str, str]]:
-        """(graph, precision), in the order to measure."""
+        """(graph, precision), what decides first."""
 
     def case(self, graph: str, precision: str) -> Case: ...
 
@@ -107,7 +115,7 @@ class BundleSubject:
 
     def rows(self) -> list[tuple[str, str]]:
         graphs = self.bundle.manifest.graphs
-        return [(g, p) for p in ("fp16", "fp32") for g in graph_specs(self.model) if p in graphs.get(g, ())]
+        return [(g, p) for p in ("fp16", "fp32") for g in by_worth(self.model) if p in graphs.get(g, ())]
 
     def case(self, graph: str, precision: str) -> Case:
         spec = graph_specs(self.model)[graph]
@@ -127,8 +135,7 @@ class RandomSubject:
         self._last: tuple[str, nn.Module] | None = None
 
     def rows(self) -> list[tuple[str, str]]:
-        first = ["ar_step", "ar_prefix", "vae_decoder", "dit"]  # what decides, in case time runs out
-        return [(g, "fp16") for g in (*first, *(g for g in graph_specs(self.model) if g not in first))]
+        return [(g, "fp16") for g in by_worth(self.model)]
 
     def case(self, graph: str, precision: str) -> Case:
         spec = graph_specs(self.model)[graph]
@@ -180,6 +187,7 @@ def export_bundle(folder: Path, model: ModelConfig, spec: GraphSpec, network: nn
     entry = GraphEntry(
         file=file, data=(f"onnx/{weights}",) if (folder / "onnx" / weights).exists() else (),
         inputs=signature(spec.inputs, precision), outputs=signature(spec.outputs, precision),
+        kept_fp32=kept_fp32(spec.name, graph, precision),
     )
     write_manifest(folder, model=model, defaults={"num_frames": 17}, graphs={spec.name: {precision: entry}})
     return Bundle.open(folder)

@@ -43,9 +43,11 @@ def graph_sizes(model: ModelConfig, spec: GraphSpec, *, small: bool) -> dict[str
     return sizes
 
 
-def make_feed(model: ModelConfig, spec: GraphSpec, sizes: Mapping[str, int], precision: str) -> dict[str, Array]:
+def make_feed(
+    model: ModelConfig, spec: GraphSpec, sizes: Mapping[str, int], precision: str, seed: int = SEED
+) -> dict[str, Array]:
     """Random inputs, chosen such that an error anywhere in the graph shows in its outputs."""
-    feed: dict[str, Array] = dict(random_feed(model, spec, sizes, half=precision == "fp16", seed=SEED))
+    feed: dict[str, Array] = dict(random_feed(model, spec, sizes, half=precision == "fp16", seed=seed))
     if spec.name == "dit":  # a whole step of noise to data, so that out - latents is the velocity
         feed["step_size"], feed["timestep"] = np.ones(1, np.float32), np.full(1, 500, np.float32)
         feed["noise_mask"] = np.zeros_like(feed["noise_mask"])

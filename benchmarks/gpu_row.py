@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpu_backends import Backend, BuildTimeout
 from gpu_cost import count_bytes, count_flops
 from gpu_device import Device
 from gpu_models import Case, Subject
@@ -17,13 +18,25 @@ from gpu_runners import Array, BoundSession, Feed, Runner, ShippedSession, Torch
 
 from arlon_export.feeds import numpy_dtype
 
-WAYS = ("eager", "session", "bound", "ort-graph", "compile", "compile-graph")
-"""PyTorch eager; arlon_rt's session; ONNX Runtime bound once, then as a CUDA graph; torch.compile, then the same."""
+WAYS = ("eager", "session", "bound", "ort-graph", "tensorrt", "tensorrt-rtx", "compile", "compile-graph")
+"""PyTorch eager; arlon_rt's session of ONNX Runtime; ONNX Runtime bound once, then as a CUDA graph; arlon_rt's session
+of either TensorRT; torch.compile, then as a CUDA graph."""
+
+COMPILED = ("compile", "compile-graph")
+
+BACKEND_OF = {
+    "session": "onnxruntime", "bound": "onnxruntime", "ort-graph": "onnxruntime",
+    "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx",
+}
+"""Way -> arlon_rt's backend that it needs; the others need torch alone."""
 
 GRAPHED = ("ar_step",)
 """Graphs so short that launches decide: only these are run as CUDA graphs."""
 
 MIN_REPEATS = 3
+
+COMPILE_SECONDS = 60.0
+"""What torch.compile may take of a full-size graph."""
 
 CAPTURE_CALLS = 4
 """Calls before a CUDA graph is compared: the first ones run and record, the last one replays."""
@@ -41,6 +54,8 @@ class Effort:
     """Small sizes in place of those that graphs.py optimises for."""
     deadline: float
     """On time.monotonic; what has not begun by then is skipped."""
+    build_seconds: float
+    """An engine that takes longer is given up."""
     threads: int | None
     """Of one operator of ONNX Runtime."""
 
@@ -57,8 +72,10 @@ class Measurement:
     relative_error_to_eager: float | None = None
     """Against PyTorch eager in the same precision."""
     tolerance: float | None = None
+    build_seconds: float | None = None
+    """Building its engine, once and for all."""
     open_seconds: float | None = None
-    """Until the first result: loading, optimising, compiling."""
+    """Until the first result, at every start: loading, optimising, compiling."""
     median_ms: float | None = None
     min_ms: float | None = None
     max_ms: float | None = None
@@ -93,10 +110,10 @@ class Row:
 
 
 def measure_row(
-    row: Row, subject: Subject, graph: str, precision: str, ways: Sequence[str], device: Device,
-    ceiling: Mapping[str, float], effort: Effort,
+    row: Row, subject: Subject, graph: str, precision: str, ways: Sequence[str], backends: Mapping[str, Backend],
+    device: Device, ceiling: Mapping[str, float], effort: Effort,
 ) -> None:
-    """Fill ``row``. What fails in one way becomes its measurement; what fails before is raised."""
+    """Add to ``row`` the ways that run here. What fails in one becomes its measurement; what fails before is raised."""
     began = time.perf_counter()
     case = subject.case(graph, precision)
     row.prepare_seconds = time.perf_counter() - began
@@ -107,29 +124,38 @@ def measure_row(
     row.gbytes = count_bytes(case, feed, reference) / 1e9
     eager: dict[str, Array] = {}
     for way in WAYS:
-        if way in ways and (graph in GRAPHED or not way.endswith("-graph")):
-            device.release()
-            row.ways[way] = _measure(way, case, feed, reference, eager, row, device, effort)
-            _rate(row.ways[way], row, case, ceiling)
+        backend = backends.get(BACKEND_OF.get(way, ""))
+        if way not in ways or (way in BACKEND_OF and not backend) or (way.endswith("-graph") and graph not in GRAPHED):
+            continue
+        device.release()
+        row.ways[way] = _measure(way, backend, case, feed, reference, eager, row, device, effort)
+        _rate(row.ways[way], row, case, ceiling)
     device.release()
 
 
 def _measure(
-    way: str, case: Case, feed: Feed, reference: Feed, eager: dict[str, Array], row: Row, device: Device, effort: Effort
+    way: str, backend: Backend | None, case: Case, feed: Feed, reference: Feed, eager: dict[str, Array], row: Row,
+    device: Device, effort: Effort,
 ) -> Measurement:
     if time.monotonic() > effort.deadline:
         return Measurement(status="skipped", detail="time limit")
+    if way in COMPILED and time.monotonic() > effort.deadline - COMPILE_SECONDS and not effort.small:
+        return Measurement(status="skipped", detail="too near to the time limit for a compilation, which nothing ends")
     if way == "ort-graph" and device.name == "cpu":
         return Measurement(status="skipped", detail="a CUDA graph needs CUDA")
     runner: Runner | None = None
     try:
+        built = None
+        if backend:
+            limit = min(effort.deadline, time.monotonic() + effort.build_seconds)
+            built = backend.build(case.bundle, [case.spec.name], case.precision, limit)
         began = time.perf_counter()
-        runner = _open(way, case, feed, reference, device, effort)
+        runner = _open(way, backend, case, feed, reference, device, effort)
         for _ in range(CAPTURE_CALLS if way.endswith("-graph") else 1):
             runner()
         outputs = runner.outputs()
         found = _verdict(case, feed, outputs, reference, eager, row, device)
-        found.open_seconds = time.perf_counter() - began
+        found.open_seconds, found.build_seconds = time.perf_counter() - began, built
         if isinstance(runner, BoundSession) and not row.nodes:
             row.nodes = runner.nodes()
         if way == "eager":
@@ -137,6 +163,8 @@ def _measure(
         if found.status == "ok":
             _time(found, runner, device, effort)
         return found
+    except BuildTimeout as error:
+        return Measurement(status="skipped", detail=str(error))
     except Exception as error:  # the failure of one way is a result; the others go on
         return Measurement(status="error", detail=error_text(error))
     finally:
@@ -144,9 +172,12 @@ def _measure(
             runner.close()
 
 
-def _open(way: str, case: Case, feed: Feed, reference: Feed, device: Device, effort: Effort) -> Runner:
-    if way == "session":
-        return ShippedSession(case, feed, device, effort.threads)
+def _open(
+    way: str, backend: Backend | None, case: Case, feed: Feed, reference: Feed, device: Device, effort: Effort
+) -> Runner:
+    if backend and way in ("session", "tensorrt", "tensorrt-rtx"):
+        graph = case.spec.name
+        return ShippedSession(backend.open(case.bundle, [graph], case.precision)[graph], feed)
     if way in ("bound", "ort-graph"):
         half = case.precision == "fp16"
         like = {t.name: reference[t.name].astype(numpy_dtype(t, half)) for t in case.spec.outputs}

@@ -1,4 +1,4 @@
-"""The ways a graph is run: ONNX Runtime as it ships, bound once and as a CUDA graph; PyTorch eager and compiled."""
+"""The ways a graph is run: a session of arlon_rt; ONNX Runtime bound once, or as a CUDA graph; PyTorch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from gpu_models import Case
 from torch import Tensor, nn
 
 from arlon_export.wrappers import GraphModule
-from arlon_rt.backends.ort import OrtHandle
-from arlon_rt.backends.session import Handle, open_session
+from arlon_rt.backends.session import Handle, Session
 from arlon_rt.graphs import GraphSpec
 
 Array = npt.NDArray[Any]
@@ -35,14 +34,12 @@ class Runner(Protocol):
 
 
 class ShippedSession:
-    """`arlon_rt`'s own session: handles in, handles out, caches in place, the binding made anew at every call."""
+    """A session of `arlon_rt`, of any backend: inputs and outputs held, caches in place, bound anew at every call."""
 
-    def __init__(self, case: Case, feed: Feed, device: Device, threads: int | None) -> None:
-        self._session = open_session(
-            case.bundle, case.spec.name, device=device.name, precision=case.precision, threads=threads
-        )
-        self._feed = {n: OrtHandle(_on_device(a, device), device.name) for n, a in feed.items()}
-        self._hold = [t.name for t in case.spec.outputs]
+    def __init__(self, session: Session, feed: Feed) -> None:
+        self._session = session
+        self._feed = {n: session.upload(n, a.copy()) for n, a in feed.items()}
+        self._hold = [t.name for t in session.spec.outputs]
         self._last: Mapping[str, Array | Handle] = {}
 
     def __call__(self) -> None:

@@ -1,9 +1,9 @@
-"""Engines for the fake GPU in a bundle, as `arlon-rt build` would leave them there, and the fake in a GPU's place."""
+"""Engines of the stand-in GPU where arlon-rt looks for them, and the stand-in as the GPU of this machine."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +13,72 @@ from arlon_rt.backends import trt_open
 from arlon_rt.backends.trt import Gpu
 from arlon_rt.built_here import record
 from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import EngineHeader, Identity, encode_header
-from arlon_rt.engines import EngineEntry, engine_stores, source_hash
+from arlon_rt.engine_file import EngineHeader, Flavour, Identity, encode_header
+from arlon_rt.engines import EngineEntry, source_hash, store_to_build_in
 from arlon_rt.graphs import graph_specs
 from fake_gpu import FakeGpu, TensorRT, plan_of
 
-HERE = Identity(flavour="tensorrt-rtx", version="1.7.1.116", compute_capability="sm89", precision="fp16")
+VERSION, COMPUTE_CAPABILITY = "1.7.1.116", "sm89"
+HERE = Identity(flavour="tensorrt-rtx", version=VERSION, compute_capability=COMPUTE_CAPABILITY, precision="fp16")
 
 
-def install(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    """The GPU of this machine, and a TensorRT for it."""
-    gpu = FakeGpu()
-    trt = TensorRT(gpu)
-    trt.__version__ = HERE.version
-    monkeypatch.setattr(trt_open, "import_tensorrt", lambda flavour: trt)
-    monkeypatch.setattr(trt_open, "compute_capability", lambda number: HERE.compute_capability)
-    monkeypatch.setattr(Gpu, "open", classmethod(lambda cls, flavour, number: cls(trt, gpu.stream)))
-    return gpu
+def identity_here(flavour: Flavour, precision: str = "fp16") -> Identity:
+    """What an engine must have been built for, on this GPU or the stand-in."""
+    version = trt_open.import_tensorrt(flavour).__version__
+    return Identity(
+        flavour=flavour, version=version, compute_capability=trt_open.compute_capability(0), precision=precision
+    )
+
+
+def put_engines(
+    bundle: Bundle, identity: Identity, plan: Callable[[str], bytes] | None = None, *, mine: bool = True
+) -> None:
+    """Leave engines where a build would; ``plan`` of a graph is by default what the stand-in runs."""
+    store = store_to_build_in(bundle)
+    entries = store.index().engines
+    for graph in graph_specs(bundle.model):
+        content = plan(graph) if plan else plan_of(bundle.path, graph, identity.precision)
+        header = EngineHeader(
+            graph=graph, identity=identity, source=source_hash(bundle, graph, identity.precision),
+            plan_bytes=len(content), plan_sha256=hashlib.sha256(content).hexdigest(),
+        )
+        path = store.path(graph, identity)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_header(header) + content)
+        entry = EngineEntry(header=header, profiles=(), layers={}, build_seconds=0.5, arlon_rt="0")
+        entries = store.add(entry, entries)
+        if mine:
+            record(header.plan_sha256)
 
 
 def build(
     folder: Path, identity: Identity = HERE, *, mine: bool = True, weights: Mapping[str, int] | None = None,
     **changed: Any,
 ) -> None:
-    """Engines of every graph; ``weights``: of how many bytes, by graph."""
-    bundle = Bundle.open(folder)
-    store = engine_stores(bundle)[0]
-    entries = store.index().engines
-    for graph in graph_specs(bundle.model):
-        size = (weights or {}).get(graph, 0)
-        streaming = {"streaming": True} if identity.weight_streaming else {}
-        plan = plan_of(folder, graph, identity.precision, weights=size, **streaming, **changed)
-        header = EngineHeader(
-            graph=graph, identity=identity, source=source_hash(bundle, graph, identity.precision), plan_bytes=len(plan),
-            plan_sha256=hashlib.sha256(plan).hexdigest(),
+    """`put_engines` of plans that are ``changed``; ``weights``: of how many bytes, by graph."""
+    streaming = {"streaming": True} if identity.weight_streaming else {}
+
+    def plan(graph: str) -> bytes:
+        return plan_of(
+            folder, graph, identity.precision, weights=(weights or {}).get(graph, 0), **streaming, **changed
         )
-        path = store.path(graph, identity)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_header(header) + plan)
-        entry = EngineEntry(header=header, profiles=(), layers={}, build_seconds=0.0, arlon_rt="0")
-        entries = store.add(entry, entries)
-        if mine:
-            record(header.plan_sha256)
+
+    put_engines(Bundle.open(folder), identity, plan, mine=mine)
+
+
+def install(patch: pytest.MonkeyPatch) -> FakeGpu:
+    """Let this machine have the stand-in, and a TensorRT for it."""
+    gpu = FakeGpu()
+    trt = TensorRT(gpu)
+    trt.__version__ = VERSION
+    patch.setattr(trt_open, "import_tensorrt", lambda flavour: trt)
+    patch.setattr(trt_open, "compute_capability", lambda number: COMPUTE_CAPABILITY)
+    patch.setattr(Gpu, "open", classmethod(lambda cls, flavour, number: cls(trt, gpu.stream)))
+    return gpu
+
+
+def use_fake_gpu(patch: pytest.MonkeyPatch, home: Path) -> FakeGpu:
+    """`install`, and a user whose folders are ``home``."""
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        patch.setenv(name, str(home / name.lower()))
+    return install(patch)

@@ -1,0 +1,250 @@
+"""One run of gpu.py: its arguments, what is there, the rows in the order of their worth, and how each ended."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fnmatch
+import importlib.metadata
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_backends import Backend, OnnxRuntime, find_backends
+from gpu_device import CpuDevice, CudaDevice, Device, ceilings
+from gpu_models import FULL, SMALL, BundleSubject, RandomSubject, StandInSubject, Subject
+from gpu_report import print_report, write_json
+from gpu_row import COMPILED, WAYS, Effort, Measurement, Row, error_text, measure_row
+from gpu_stand_in import StandInEngines, StandInGpu
+from gpu_video import VideoRow, measure_video
+from rich.console import Console
+
+from arlon_rt.backends import BACKENDS
+from arlon_rt.backends.ort import installed_runtimes
+from arlon_rt.bundle import Bundle, demo_bundle_path
+from arlon_rt.engine_file import FLAVOURS
+from arlon_rt.errors import ArlonError, BundleNotFoundError
+
+RESULTS = Path(__file__).parent / "results"
+VIDEO = "video"
+"""The row that is no graph."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the plan, or some ways of it."""
+
+    subject: Subject
+    graph: str
+    """Or `VIDEO`."""
+    precision: str
+    ways: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject.name}/{self.graph}/{self.precision}"
+
+
+def main() -> int:
+    """Run the benchmark; 2 where it cannot begin, 1 where a row failed, else 0."""
+    began = time.monotonic()
+    args = parse_arguments()
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    with tempfile.TemporaryDirectory(prefix="arlon-gpu-") as name:
+        folder = Path(name)
+        keep_to(folder)
+        try:
+            device, backends, missing = find_device(args, folder)
+            subjects = find_subjects(args, folder, device, console)
+        except (ArlonError, NothingHereError) as error:
+            print(f"gpu.py: {error}", file=sys.stderr)
+            return 2
+        plan = make_plan(subjects, args.only, args.ways)
+        if args.list:
+            print("\n".join(dict.fromkeys(entry.name for entry in plan)))
+            return 0
+        if not plan:
+            print(f"gpu.py: --only {' '.join(args.only)} matches no row; --list names them", file=sys.stderr)
+            return 2
+        setting = describe(device, subjects, backends, missing)
+        ceiling = ceilings(device, args.smoke)
+        rows = measure_plan(plan, args, backends, device, ceiling, began, console)
+    seconds = time.monotonic() - began
+    random = SMALL if args.smoke else FULL
+    print_report(console, setting, ceiling, rows, random, seconds)
+    path = write_json(args.out, {**setting, "seconds": round(seconds, 1)}, ceiling, rows, random, args.smoke)
+    console.print(f"written to {path}", highlight=False, soft_wrap=True)
+    failed = any(way.status in ("error", "parity failed") for row in rows for way in row.ways.values())
+    return int(failed or any(row.status == "error" for row in rows))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="gpu.py", description="Each graph and a whole video on a GPU, by every backend that is installed."
+    )
+    parser.add_argument("--smoke", action="store_true", help="run everything on the CPU at small sizes")
+    parser.add_argument("--bundle", type=Path, help="the bundle to measure (default: the demo bundle)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON (default: benchmarks/results)")
+    parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="rows to run, e.g. 'full/dit/*'")
+    parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
+    parser.add_argument("--ways", default=",".join(WAYS), help="ways to run a row (default: %(default)s)")
+    parser.add_argument(
+        "--limit-s", type=float, default=480.0, help="skip what has not begun after this many seconds (default: 480)"
+    )
+    parser.add_argument(
+        "--build-limit-s", type=float, default=150.0, help="give up an engine after this many seconds (default: 150)"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads of an operator (default: all, with --smoke 1)")
+    args = parser.parse_args()
+    args.ways = args.ways.split(",")
+    if unknown := set(args.ways) - set(WAYS):
+        parser.error(f"--ways has {', '.join(sorted(unknown))}; known are {', '.join(WAYS)}")
+    if args.threads is not None and args.threads < 1:
+        parser.error(f"--threads is {args.threads}; it must be 1 or more")
+    if args.smoke:
+        args.threads = args.threads or 1
+        torch.set_num_threads(args.threads)
+    return args
+
+
+class NothingHereError(RuntimeError):
+    """There is no device, or nothing to run on it."""
+
+
+def keep_to(folder: Path) -> None:
+    """Put what engines leave behind, their record and the times that TensorRT measured, into ``folder``: a run neither
+    profits from an earlier one nor leaves anything."""
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        os.environ[name] = str(folder / name.lower())
+
+
+def find_device(args: argparse.Namespace, folder: Path) -> tuple[Device, dict[str, Backend], dict[str, str]]:
+    """The device, the backends that run on it, and why the others do not.
+
+    Raises:
+        NothingHereError: there is no GPU, or no backend for it.
+    """
+    if args.smoke:
+        gpu = StandInGpu()
+        stand_ins: dict[str, Backend] = {flavour: StandInEngines(flavour, gpu) for flavour in FLAVOURS}
+        return CpuDevice(gpu), {"onnxruntime": OnnxRuntime("cpu", args.threads), **stand_ins}, {}
+    if not torch.cuda.is_available():
+        raise NothingHereError(
+            f"torch {torch.__version__} sees no CUDA GPU; run it where there is one, "
+            "with a CUDA build of torch, or run it with --smoke on the CPU"
+        )
+    device = CudaDevice()
+    backends, missing = find_backends(device.name, folder, args.threads)
+    check_any(backends, missing)
+    return device, backends, missing
+
+
+def check_any(backends: Mapping[str, Backend], missing: Mapping[str, str]) -> None:
+    """Raise `NothingHereError`, with every reason, unless one of the three runs here."""
+    if not backends:
+        reasons = "; ".join(f"{name}: {missing[name]}" for name in BACKENDS)
+        raise NothingHereError(f"none of onnxruntime-gpu, tensorrt and tensorrt-rtx runs here. {reasons}")
+
+
+def find_subjects(args: argparse.Namespace, folder: Path, device: Device, console: Console) -> list[Subject]:
+    """The bundle, and the full-size (with ``--smoke`` small) random modules; says which bundle that is."""
+    name, model = ("small", SMALL) if args.smoke else ("full", FULL)
+    random = RandomSubject(name, model, folder / name, device.name)
+    try:
+        bundle = Bundle.open(args.bundle or demo_bundle_path())
+        console.print(f"bundle: {bundle.path} ({bundle.hash[:12]})", highlight=False, soft_wrap=True)
+    except BundleNotFoundError:
+        if args.bundle:
+            raise
+        if not args.smoke:
+            console.print("bundle: the demo bundle is not installed: its rows are left out; --bundle names another")
+            return [random]
+        console.print("bundle: the demo bundle is not installed: graphs of small random networks stand in for it")
+        return [StandInSubject("bundle", SMALL, folder / "bundle", device.name), random]
+    return [BundleSubject(bundle), random]
+
+
+def make_plan(subjects: Sequence[Subject], only: Sequence[str], ways: Sequence[str]) -> list[Entry]:
+    """All rows, or those that match a pattern, by their worth in case time runs out.
+
+    That the bundle's graphs and its video are right; then the full-size modules; then fp32, and what torch.compile
+    makes of the bundle's small graphs.
+    """
+    plain, compiled = (tuple(w for w in ways if (w in COMPILED) is wanted) for wanted in (False, True))
+    bundles = [s for s in subjects if s.name == "bundle"]
+    small = [Entry(s, graph, precision, plain) for s in bundles for graph, precision in s.rows()]
+    videos = [
+        Entry(s, VIDEO, p, plain) for s in bundles if isinstance(s, BundleSubject)
+        for p in ("fp16", "fp32") if p in s.bundle.precisions
+    ]
+    full = [Entry(s, g, p, tuple(ways)) for s in subjects if s not in bundles for g, p in s.rows()]
+    plan = [
+        *(entry for entry in (*small, *videos) if entry.precision == "fp16"), *full,
+        *(entry for entry in (*small, *videos) if entry.precision != "fp16"),
+        *(replace(entry, ways=compiled) for entry in small if compiled),
+    ]
+    return [entry for entry in plan if not only or any(fnmatch.fnmatch(entry.name, pattern) for pattern in only)]
+
+
+def measure_plan(
+    plan: Sequence[Entry], args: argparse.Namespace, backends: Mapping[str, Backend], device: Device,
+    ceiling: Mapping[str, float], began: float, console: Console,
+) -> list[Row | VideoRow]:
+    """Every entry in turn. One that fails says so and the next one follows; past the limit they are skipped."""
+    effort = Effort(
+        warmup=1 if args.smoke else 5, repeats=3 if args.smoke else 30, seconds=1.0 if args.smoke else 4.0,
+        small=args.smoke, deadline=began + args.limit_s, build_seconds=args.build_limit_s, threads=args.threads,
+    )
+    rows: dict[str, Row | VideoRow] = {}
+    for entry in plan:
+        new = VideoRow(name=entry.name) if entry.graph == VIDEO else Row(name=entry.name)
+        row = rows.setdefault(entry.name, new)
+        before, started = set(row.ways), time.monotonic()
+        if started > effort.deadline:
+            skip(row, entry, f"the limit of {args.limit_s:g} s was reached")
+            continue
+        try:
+            if isinstance(row, VideoRow):
+                assert isinstance(entry.subject, BundleSubject)
+                measure_video(row, entry.subject.bundle, entry.precision, entry.ways, backends, device, effort)
+            else:
+                measure_row(
+                    row, entry.subject, entry.graph, entry.precision, entry.ways, backends, device, ceiling, effort
+                )
+        except Exception as error:  # the other rows are worth having
+            row.status, row.detail = "error", error_text(error)
+        states = ", ".join(f"{way} {found.status}" for way, found in row.ways.items() if way not in before)
+        line = f"{entry.name}: {time.monotonic() - started:.1f} s; {states or row.detail}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return list(rows.values())
+
+
+def skip(row: Row | VideoRow, entry: Entry, why: str) -> None:
+    """Leave out a row, or further ways of one that is measured."""
+    if isinstance(row, Row) and row.ways:
+        row.ways |= {way: Measurement(status="skipped", detail=why) for way in entry.ways}
+    else:
+        row.status, row.detail = "skipped", why
+
+
+def describe(
+    device: Device, subjects: Sequence[Subject], backends: Mapping[str, Backend], missing: Mapping[str, str]
+) -> dict[str, Any]:
+    """What the figures depend on: device, driver, versions, date, command, bundle."""
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "numpy")}
+    bundles = [s.bundle for s in subjects if isinstance(s, BundleSubject)]
+    return {
+        **device.describe(), "smoke": device.name == "cpu",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]), "python": sys.version.split()[0],
+        "versions": {**versions, **installed_runtimes(), **{f: backends[f].version for f in FLAVOURS if f in backends}},
+        "missing": dict(missing), "torch_compile": device.inductor,
+        "bundle": bundles[0].hash if bundles else "none",
+    }

@@ -1,0 +1,55 @@
+"""For ``--smoke``: both TensorRTs on the stand-in GPU of the tests, where engines are ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from arlon_rt.backends.session import Session
+from arlon_rt.backends.trt import Gpu
+from arlon_rt.bundle import Bundle
+from arlon_rt.engine_file import Flavour
+
+TESTS = Path(__file__).parents[1] / "tests"
+
+
+class StandInGpu:
+    """One GPU that is not there; its work waits until somebody does."""
+
+    def __init__(self) -> None:
+        if str(TESTS) not in sys.path:
+            sys.path.append(str(TESTS))
+        self.module: Any = import_module("fake_gpu")
+        self.fake: Any = self.module.FakeGpu()
+
+    def finish(self) -> None:
+        """Let it do what it has left."""
+        self.fake.settle()
+
+    def used_bytes(self) -> int:
+        """Of its memory, now."""
+        return int(self.fake.live)
+
+
+class StandInEngines:
+    """A TensorRT of a `StandInGpu`; implements `gpu_backends.Backend`."""
+
+    version = "stand-in"
+
+    def __init__(self, flavour: Flavour, gpu: StandInGpu) -> None:
+        self.name: Flavour = flavour
+        self._module = gpu.module
+        self._opened = Gpu(gpu.module.TensorRT(gpu.fake), gpu.fake.stream)
+
+    def build(self, bundle: Bundle, graphs: Sequence[str], precision: str, deadline: float) -> float:
+        return 0.0
+
+    def open(self, bundle: Bundle, graphs: Sequence[str], precision: str) -> dict[str, Session]:
+        return {
+            graph: self._opened.session(
+                self._module.plan_of(bundle.path, graph, precision), bundle.spec(graph), precision
+            ) for graph in graphs
+        }
