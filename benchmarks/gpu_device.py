@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from gpu_stand_in import StandInGpu
 
-from arlon_rt.backends.ort import installed_runtimes
+from arlon_rt.backends.ort import CUDA_OPTIONS, installed_runtimes
 
 Call = Callable[[], object]
 CALLS = 5
@@ -115,7 +115,8 @@ class CudaDevice:
         return int(total - free)
 
     def providers(self, cuda_graph: bool) -> list[Any]:
-        return [("CUDAExecutionProvider", {"device_id": 0, **({"enable_cuda_graph": "1"} if cuda_graph else {})})]
+        options = {"device_id": 0, **CUDA_OPTIONS, **({"enable_cuda_graph": "1"} if cuda_graph else {})}
+        return [("CUDAExecutionProvider", options)]
 
     @contextlib.contextmanager
     def exact_float32(self) -> Iterator[None]:
@@ -132,7 +133,7 @@ class CudaDevice:
 def ceilings(device: Device, smoke: bool) -> dict[str, float]:
     """What this device reaches at best: TFLOP/s of a square matrix product a precision, GB/s of a copy (read + write).
 
-    ``fp32`` is what torch and ONNX Runtime use by default where it exists, TF32; ``ieee_fp32`` is without it.
+    ``fp32`` is torch with TF32, where there is TF32; ``ieee_fp32`` is without it, as the other backends run here.
     """
     size = 256 if smoke else 8192
     found = {

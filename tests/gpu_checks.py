@@ -136,6 +136,43 @@ def check_caches_are_updated_in_place(backend: UnderTest) -> None:
         session.close()
 
 
+def check_runs_are_captured(backend: UnderTest, graph: str) -> None:
+    """Runs that are alike become one CUDA graph, which gives what the plain run gave."""
+    model, spec = backend.bundle.model, backend.bundle.spec(graph)
+    feed = make_feed(model, spec, graph_sizes(model, spec, small=True), backend.precision)
+    session: Any = backend.sessions(graph)[graph]
+    try:
+        plain, *later = (session.run(feed) for _ in range(4))
+        contexts = list(session._contexts.values())
+        assert not any(context.refused for context in contexts), contexts[0].refused
+        assert sum(context.graphs for context in contexts) == 1, "the runs were not alike"
+        for outputs in later:
+            assert all(np.array_equal(outputs[name], plain[name]) for name in plain)
+    finally:
+        session.close()
+
+
+def check_loop(backend: UnderTest) -> None:
+    """Tokens that are written in a loop on the device, and the caches after it, are those of single steps."""
+    session: Any = backend.sessions("ar_step")["ar_step"]
+    try:
+        empty = _empty_caches(session)
+        spots = [np.array([[0, n // 4, n % 4]], np.int64) for n in range(STEPS // 4)]
+        feeds = [_step_feed(session.spec, 1, spot, 20 + n) for n, spot in enumerate(spots)]
+        one, tokens = {**feeds[0], **empty}, []
+        for feed in feeds:
+            outputs = session.run({**one, "grid": feed["grid"], "write_index": feed["write_index"]})
+            tokens.append(outputs["next_token"])
+            one |= {"tokens": outputs["next_token"], **{name: outputs[f"{name}_out"] for name in empty}}
+        each = {name: np.stack([feed[name] for feed in feeds]) for name in ("grid", "write_index")}
+        first = {name: value for name, value in {**feeds[0], **empty}.items() if name not in each}
+        looped = session.loop(first, each, {"tokens": "next_token"}, hold=[f"{name}_out" for name in empty])
+        assert np.array_equal(looped["next_token"], tokens)
+        assert all(np.array_equal(looped[f"{name}_out"].numpy(), one[name]) for name in empty)
+    finally:
+        session.close()
+
+
 def address(handle: Any) -> int:
     """Where the tensor of a handle lies."""
     return int(handle.memory.address if hasattr(handle, "memory") else handle.value.data_ptr())

@@ -7,25 +7,13 @@ from __future__ import annotations
 
 import pytest
 
-from arlon_rt.backends.ort import available_providers
 from arlon_rt.backends.ort_placement import place_graph
 from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.errors import ArlonError
-from arlon_rt.gpu import compute_capability
 from arlon_rt.graphs import graph_specs
+from on_gpu import backend_missing, needs_gpu
 
-
-def missing() -> str | None:
-    """Why there is nothing to run here."""
-    try:
-        compute_capability(0)
-        return None if "CUDAExecutionProvider" in available_providers() else "this ONNX Runtime has no CUDA"
-    except ArlonError as error:
-        return str(error)
-
-
-WHY = missing()
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY is not None, reason=f"no GPU to run on: {WHY}")]
+WHY = backend_missing("onnxruntime")
+pytestmark = [*needs_gpu, pytest.mark.skipif(WHY is not None, reason=str(WHY))]
 BUNDLE = Bundle.open(demo_bundle_path())
 
 

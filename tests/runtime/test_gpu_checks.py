@@ -71,6 +71,21 @@ def test_caches_in_place(backend: UnderTest) -> None:
     gpu_checks.check_caches_are_updated_in_place(backend)
 
 
+@pytest.mark.parametrize("graph", ["vq_decoder", "dit"])
+def test_captures(demo: UnderTest, graph: str) -> None:
+    gpu_checks.check_runs_are_captured(demo, graph)
+
+
+def test_loops(demo: UnderTest) -> None:
+    gpu_checks.check_loop(demo)
+
+
+def test_runs_that_are_not_captured_are_found(tiny: UnderTest, fake: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake, "refuses_graphs", True)
+    with pytest.raises(AssertionError, match="a run cannot be captured"):
+        gpu_checks.check_runs_are_captured(tiny, "vq_decoder")
+
+
 def test_memory(tiny: UnderTest) -> None:
     gpu_checks.check_memory_comes_back(tiny)
 
@@ -128,14 +143,14 @@ def test_a_device_whose_memory_does_not_show_is_found(tiny: UnderTest) -> None:
 
 
 def test_the_files_of_a_gpu_themselves_run_on_the_stand_in() -> None:
-    chosen = "messages or greedy or held_cache or caption"
+    chosen = "messages or greedy or held_cache or caption or loop"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "gpu_files_on_stand_in", "tests/gpu", "-k", chosen],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
         capture_output=True, text=True, timeout=600, check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 passed" in done.stdout, done.stdout
+    assert "9 passed" in done.stdout, done.stdout
 
 
 def test_caches_that_are_copied_are_found(tiny: UnderTest, monkeypatch: pytest.MonkeyPatch) -> None:
