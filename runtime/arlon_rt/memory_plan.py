@@ -1,7 +1,7 @@
 """What stays in GPU memory, what is loaded for a prompt and freed, what streams its weights: sizes in, a plan out.
 
-One engine a graph, one arena of activations a stage, and what `arlon_rt.footprint` counts. Nothing here touches a GPU
-or a file.
+One engine a graph, one arena of activations a stage or for all of them, and what `arlon_rt.footprint` counts. Nothing
+here touches a GPU or a file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from arlon_rt.vram import Demand, mebibytes
 
 STAGE_OF = {"text": "drafting", "ar": "drafting", "vq": "drafting", "dit": "denoising", "vae": "decoding"}
 """Networks of one stage never run at once (`arlon_rt.generation`), so they share a stream and activations."""
+ALL_STAGES = "all stages"
 CONTEXT = 512 << 20
 """Assumed for the CUDA context, TensorRT itself, CUDA graphs and what the allocator rounds up: nobody tells before."""
 PASSING = ("text_encoder", "vq_encoder")
@@ -78,13 +79,16 @@ class MemoryPlan:
     precision: str
     graphs: tuple[GraphMemory, ...]
     held: tuple[Held, ...]
+    one_arena: bool = False
+    """Whether all stages share a stream and activations: overlapped, they take turns on the GPU."""
 
     @property
     def arenas(self) -> Mapping[str, int]:
-        """Stage -> activations of the graphs that are loaded together: the largest of each stage."""
-        sizes = dict.fromkeys(STAGE_OF.values(), 0)
+        """Stage -> activations of the graphs that are loaded together: the largest of each stage, or of all."""
+        sizes = {ALL_STAGES: 0} if self.one_arena else dict.fromkeys(STAGE_OF.values(), 0)
         for graph in self._together:
-            sizes[graph.stage] = max(sizes[graph.stage], graph.activations.size)
+            stage = ALL_STAGES if self.one_arena else graph.stage
+            sizes[stage] = max(sizes[stage], graph.activations.size)
         return sizes
 
     @property
@@ -126,8 +130,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """The first of the ways to run that fits the budget; where none fits, the one that takes least.
 
-    All stays; or the text encoder passes, then the encoder of codes, too; then weights are streamed, no more than is
-    needed: the transformer's, then the token model's; those of a graph that passes where it is too large alone.
+    All stays; or the text encoder passes, then the encoder of codes, too; then stages share their activations; then
+    weights are streamed, no more than is needed: the transformer's, then the token model's; those of a graph that
+    passes where it is too large alone.
 
     Args:
         budget: bytes of GPU memory; ``None``: no limit.
@@ -141,18 +146,19 @@ def plan_memory(
             return found
         least = found
     assert least
-    return _streamed(least)
+    shared = dataclasses.replace(least, one_arena=True)
+    return shared if shared.fits else _streamed(shared)
 
 
 def least_budget(plan: MemoryPlan) -> int:
-    """Bytes below which nothing helps: all passes that can, all is streamed that can."""
-    return _streamed(dataclasses.replace(plan, budget=1)).peak
+    """Bytes below which nothing helps: all passes that can, all is shared and streamed that can."""
+    return _streamed(dataclasses.replace(plan, budget=1, one_arena=True)).peak
 
 
 def roomy_budget(plan: MemoryPlan) -> int:
     """Bytes from which on all stays."""
     graphs = tuple(dataclasses.replace(g, way="stays", on_device=g.weights.size) for g in plan.graphs)
-    return dataclasses.replace(plan, graphs=graphs).peak
+    return dataclasses.replace(plan, graphs=graphs, one_arena=False).peak
 
 
 def _ways(graphs: Collection[str]) -> Iterator[tuple[str, ...]]:
@@ -201,9 +207,9 @@ def _with_less(plan: MemoryPlan, graph: str, excess: int) -> MemoryPlan:
 def shortage(plan: MemoryPlan, ways_out: Collection[str]) -> str:
     """The message for a plan that does not fit."""
     assert plan.budget is not None
-    largest = max(plan.arenas, key=lambda stage: plan.arenas[stage])
+    largest = max((g for g in plan.graphs if g.way == "stays"), key=lambda g: g.activations.size)
     return (
         f"vram_budget is {mebibytes(plan.budget)}; {plan.demand} in {plan.precision} need {mebibytes(plan.peak)} at "
-        f"least, {mebibytes(plan.arenas[largest])} of it activations for {largest}. What would fit: "
+        f"least, {mebibytes(largest.activations.size)} of it activations of {largest.graph}. What would fit: "
         f"{'; '.join(ways_out)}"
     )

@@ -126,17 +126,22 @@ def test_the_text_encoder_alone_counts_what_is_held_and_no_other_s_weights() -> 
     assert plan.peak == max(plan.together, plan.alone["text_encoder"])
 
 
-def test_the_encoder_of_codes_passes_next_and_then_weights_stream_in_order() -> None:
+def test_the_encoder_of_codes_passes_next_then_activations_are_shared_and_then_weights_stream_in_order() -> None:
     text_passes = planned(planned(None).peak - 1).together
     second = planned(text_passes - 1)
     assert [g.graph for g in second.graphs if g.way == "passes"] == ["text_encoder", "vq_encoder"]
     assert not any(g.streams for g in second.graphs)
+    third = planned(second.together - 1)
+    assert third.one_arena
+    assert third.arenas == {"all stages": 100_000}
+    assert third.together == second.together - sum(second.arenas.values()) + 100_000
+    assert not any(g.streams for g in third.graphs)
     for taken, streaming in ((500, {"dit"}), (8000, {"dit", "ar_step"}), (11_000, {"dit", "ar_step", "ar_prefix"})):
-        plan = planned(second.together - taken)
+        plan = planned(third.together - taken)
         assert plan.fits
         assert {g.graph for g in plan.graphs if g.streams} == streaming
         assert plan.together == plan.budget, "no byte more is streamed than must be"
-    dit = planned(second.together - 500).of("dit")
+    dit = planned(third.together - 500).of("dit")
     assert dit.on_device == 8000 - 500 - 8000 // STAGING
 
 
@@ -245,7 +250,8 @@ def test_the_published_sizes_as_docs_edge_states_them(tmp_path: Path) -> None:
     assert {gib: plan.of("text_encoder").way for gib, plan in plans.items()} == {
         32: "stays", 24: "passes", 16: "passes", 8: "passes"
     }
-    assert [g.graph for g in plans[16].graphs if g.streams] == ["dit"]
+    assert [plan.one_arena for plan in plans.values()] == [False, False, True, True]
+    assert not any(g.streams for g in plans[16].graphs)
     stated = (Path(__file__).parents[2] / "docs" / "edge.md").read_text(encoding="utf-8")
     for plan in (plans[16], plans[8]):
         assert f"{mebibytes(plan.together)}  at most while a segment is made" in stated
@@ -260,10 +266,10 @@ def test_what_does_not_fit_says_what_would(tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith("vram_budget is 8.00 GiB; 512x512, segments of 20 latents, guidance in fp16 need ")
     assert f"need {mebibytes(plan.peak)} at least" in message
-    assert "activations for decoding" in message
-    assert "What would fit: 256x256; " in message
+    assert "activations of vae_decoder" in message
+    assert "What would fit: 384x384; " in message
     assert f"a budget of {mebibytes(least_budget(plan))}" in message
-    assert plan_for(bundle, dataclasses.replace(PUBLISHED, height=256, width=256), "fp16", 8 * GIB).fits
+    assert plan_for(bundle, dataclasses.replace(PUBLISHED, height=384, width=384), "fp16", 8 * GIB).fits
     assert plan_for(bundle, PUBLISHED, "fp16", least_budget(plan)).fits
     assert isinstance(caught.value, MemoryError)
 

@@ -9,9 +9,10 @@ import pytest
 
 from arlon_rt import GenerateOptions, Pipeline
 from arlon_rt.backends.session import open_session
-from arlon_rt.backends.trt import STAGE_OF, Gpu, TrtHandle
+from arlon_rt.backends.trt import Gpu, TrtHandle
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BackendError, BundleError
+from arlon_rt.memory_plan import STAGE_OF
 from fake_gpu import FakeGpu
 from tiny_bundle import TINY
 from trt_sessions import opened, pipeline_of, step_feed

@@ -328,3 +328,19 @@ def until(holds: Any) -> None:
             return
         threading.Event().wait(0.01)
     raise AssertionError("it never came to be")
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in sequence", "overlapped"])
+def test_stages_that_share_one_arena_make_the_same_video(
+    folder: Path, fake: FakeGpu, usual: np.ndarray, overlap: bool
+) -> None:
+    separate = planned(folder, tight(folder).together - 1)
+    plan = planned(folder, separate.together - 1)
+    assert not separate.one_arena
+    assert plan.one_arena
+    assert not any(g.streams for g in plan.graphs)
+    fake.ran.clear()
+    frames, most = frames_and_peak(fake, opened(folder, plan.budget), overlap=overlap)
+    assert np.array_equal(frames, usual)
+    assert most <= plan.peak - CONTEXT
+    assert len({stream for _, stream, _ in fake.ran}) == 1, "one stream, in whose order activations are used"

@@ -21,7 +21,7 @@ from arlon_rt.engine_file import Flavour
 from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.manifest import FLOAT_DTYPE, signature
-from arlon_rt.memory_plan import STAGE_OF as STAGE_OF
+from arlon_rt.memory_plan import ALL_STAGES, STAGE_OF
 
 
 class TrtHandle:
@@ -45,6 +45,8 @@ class Gpu:
         """``graphs``: whether runs that recur are captured as CUDA graphs."""
         self._trt, self._new_stream, self._graphs = trt, new_stream, graphs
         self._lanes: dict[str, Lane] = {}
+        self.one_lane = False
+        """Set before the first session: whether all stages share a stream and activations, and so take turns."""
         self._log = new_log(trt)
         self._runtime = trt.Runtime(self._log)
 
@@ -82,6 +84,7 @@ class Gpu:
                 lane.stream.trim()
 
     def _lane(self, stage: str) -> Lane:
+        stage = ALL_STAGES if self.one_lane else stage
         if stage not in self._lanes:
             self._lanes[stage] = Lane(self._new_stream(), self._graphs)
         return self._lanes[stage]

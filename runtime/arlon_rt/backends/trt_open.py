@@ -56,6 +56,7 @@ def _within(
     engines = {graph: find_entry(bundle, path) for graph, path in paths.items()}
     plan = plan_for(bundle, budget.demand, here.precision, budget.size, engines)
     check_fits(bundle, plan, engines)
+    gpu.one_lane = plan.one_arena
     streaming = {g.graph: engines[g.graph].header.identity for g in plan.graphs if g.streams}
     paths |= _streaming_engines(bundle, streaming, trust)
     room = Room(gpu.trim) if plan.alone else None
