@@ -13,7 +13,7 @@ from arlon_engines.errors import BuildError
 from arlon_engines.flavour import open_flavour
 from arlon_engines.profiles import Size
 from arlon_engines.watch import Event, Working
-from arlon_rt.backends.ort import available_providers, installed_runtimes
+from arlon_rt.backends.ort_library import available_providers, installed_runtimes
 from arlon_rt.backends.session import Session, open_sessions
 from arlon_rt.bundle import ENGINES, Bundle
 from arlon_rt.engine_file import FLAVOURS, Flavour

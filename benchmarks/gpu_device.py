@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from gpu_stand_in import StandInGpu
 
-from arlon_rt.backends.ort import CUDA_OPTIONS, installed_runtimes
+from arlon_rt.backends.ort_library import CUDA_OPTIONS, installed_runtimes
 
 Call = Callable[[], object]
 CALLS = 5

@@ -27,7 +27,7 @@ from gpu_video import VideoRow, measure_video
 from rich.console import Console
 
 from arlon_rt.backends import BACKENDS
-from arlon_rt.backends.ort import installed_runtimes
+from arlon_rt.backends.ort_library import installed_runtimes
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.engine_file import FLAVOURS
 from arlon_rt.errors import ArlonError, BundleNotFoundError

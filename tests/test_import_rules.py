@@ -24,9 +24,9 @@ MAY_IMPORT = {
 }
 """Modules that only these packages may import."""
 FEW_FILES = {
-    "onnxruntime": ("backends/ort.py",), "tensorrt": ("backends/trt_library.py",),
+    "onnxruntime": ("backends/ort_library.py",), "tensorrt": ("backends/trt_library.py",),
     "tensorrt_rtx": ("backends/trt_library.py",), "cuda": ("gpu.py", "backends/cuda.py"),
-    "av": ("video.py", "encoding.py", "footage.py"), "sentencepiece": ("text.py",),
+    "av": ("track.py", "stored_video.py", "encoding.py", "footage.py"), "sentencepiece": ("text.py",),
 }
 """Modules that only these files of arlon_rt may import, inside a function."""
 STAGES = ("text", "ar", "vqvae", "dit", "vae", "video")

@@ -16,7 +16,7 @@ from arlon_export.export import export_bundle
 from arlon_export.parity import Array, Cases, Family, Result, field, read_cases
 from arlon_export.parity_dit import dit_checkpoint
 from arlon_export.state_dict import StateDict, open_state_dict
-from arlon_rt.backends.ort import import_runtime
+from arlon_rt.backends.ort_library import import_runtime
 from arlon_rt.bundle import Bundle
 from arlon_rt.config import DiTConfig, VAEConfig, from_json
 from arlon_rt.errors import BundleError

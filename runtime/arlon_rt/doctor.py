@@ -73,7 +73,7 @@ def check_package(module: str, distribution: str) -> Check:
 
 def check_runtime() -> list[Check]:
     """The installed ONNX Runtime and the devices it can use."""
-    from arlon_rt.backends.ort import available_providers, installed_runtimes
+    from arlon_rt.backends.ort_library import available_providers, installed_runtimes
 
     found = installed_runtimes()
     checks = [check_runtimes(found)]
@@ -142,7 +142,7 @@ def check_graphs(bundle: Bundle, device: str) -> list[Check]:
 
     A node that touches much on the CPU is named in a warning. What stops every graph is said once.
     """
-    from arlon_rt.backends.ort import require_device
+    from arlon_rt.backends.ort_library import require_device
     from arlon_rt.backends.ort_placement import place_graph
     from arlon_rt.stages import usual_precision
 

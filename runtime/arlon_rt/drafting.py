@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.ar import OnToken, TokenSource, TokenState
 from arlon_rt.captions import with_scores
 from arlon_rt.config import TextConfig
 from arlon_rt.options import ResolvedOptions
@@ -18,6 +17,7 @@ from arlon_rt.request import Boundary, Request
 from arlon_rt.segments import Segment
 from arlon_rt.stages import Stages
 from arlon_rt.steering import Script
+from arlon_rt.tokens import OnToken, TokenSource, TokenState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from arlon_rt import flow, noise
 from arlon_rt.ahead import Ahead
-from arlon_rt.ar import TokenSource
 from arlon_rt.config import ModelConfig
 from arlon_rt.drafting import Draft, Drafting, negative_text
 from arlon_rt.errors import Cancelled
@@ -31,6 +30,7 @@ from arlon_rt.segments import Segment
 from arlon_rt.stages import Stages
 from arlon_rt.steering import Control, Script
 from arlon_rt.timeline import Timeline
+from arlon_rt.tokens import TokenSource
 
 if TYPE_CHECKING:
     from arlon_rt.snapshot import Snapshot

@@ -14,7 +14,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.ar import GivenTokens
 from arlon_rt.backends import usual_device
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.errors import ArlonError, OptionsError
@@ -27,6 +26,7 @@ from arlon_rt.requesting import Prompts, Requests
 from arlon_rt.snapshot import Machine, Snapshot
 from arlon_rt.stages import Stages
 from arlon_rt.timeline import Timeline
+from arlon_rt.tokens import GivenTokens
 from arlon_rt.vram import Budget, Demand, parse_bytes
 
 USUAL = GenerateOptions()

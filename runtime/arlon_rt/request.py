@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.ar import TokenSource, TokenState, TokenStream
+from arlon_rt.ar import TokenStream
 from arlon_rt.conditioning import NOTHING, Conditions
 from arlon_rt.config import ModelConfig
 from arlon_rt.dit import View
@@ -16,6 +16,7 @@ from arlon_rt.errors import OptionsError
 from arlon_rt.options import ResolvedOptions
 from arlon_rt.segments import Segment
 from arlon_rt.timeline import Timeline
+from arlon_rt.tokens import TokenSource, TokenState
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.ar import GivenTokens, Sampling, TokenSource, TokenStream
+from arlon_rt.ar import Sampling, TokenStream
 from arlon_rt.bundle import Bundle
 from arlon_rt.conditioning import NOTHING, Conditions, Placement
 from arlon_rt.dit import View
@@ -18,6 +18,7 @@ from arlon_rt.request import BEGINNING, Boundary, Request
 from arlon_rt.segments import Segment, plan
 from arlon_rt.stages import Stages
 from arlon_rt.timeline import Timeline
+from arlon_rt.tokens import GivenTokens, TokenSource
 
 Prompts = str | Timeline | Iterable[tuple[float, str]]
 IMAGE_FPS = 120.0

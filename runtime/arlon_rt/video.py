@@ -10,20 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 
-from arlon_rt.encoding import BT709, COLOUR_TAGS, ENCODERS, FULL, LIMITED, Quality, even, yuv
+from arlon_rt.encoding import Quality
 from arlon_rt.errors import Cancelled, OutputError
+from arlon_rt.track import Track
 
 if TYPE_CHECKING:
-    import av
     from numpy.typing import NDArray
 
 CONTAINERS = {
@@ -32,8 +29,6 @@ CONTAINERS = {
     ".mp4": {"movflags": "+hybrid_fragmented+frag_keyframe"},
     ".webm": {},
 }
-BITEXACT = {"fflags": "+bitexact", "flush_packets": "1"}
-"""No version strings and no times."""
 USUAL = Quality()
 STDOUT = Path("-")
 """What a pipe is called in errors."""
@@ -130,7 +125,7 @@ class VideoWriter:
         self._growing = self.part.with_name(self.part.name + ".new") if resumed else self.part
         with _reporting(self.path):
             self._growing.touch()   # FFmpeg makes the file at the first packet; a header without packets crashes it
-            self._track = _Track(
+            self._track = Track(
                 self._growing, kind, CONTAINERS[kind], height=height, width=width, fps=fps, quality=quality,
                 metadata=metadata or {},
             )
@@ -222,7 +217,7 @@ class PipeWriter:
         self._gone = False
         live = {"movflags": "+empty_moov+default_base_moof+frag_keyframe"}
         with _reporting(STDOUT):
-            self._track = _Track(
+            self._track = Track(
                 _Unseekable(stream), ".mp4", live, height=height, width=width, fps=fps, quality=quality,
                 metadata=metadata or {},
             )
@@ -274,127 +269,3 @@ class _Unseekable:
         written = self._stream.write(part)
         self._stream.flush()
         return written
-
-
-class _Track:
-    """The one video track of a container, encoded segment by segment."""
-
-    def __init__(
-        self, target: Path | _Unseekable, kind: str, options: Mapping[str, str], *, height: int, width: int,
-        fps: float, quality: Quality, metadata: Mapping[str, str],
-    ) -> None:
-        import av
-
-        self.frames_written = 0
-        self._state: Literal["", "open", "no header"] = ""
-        self._size, self._rate = (height, width), Fraction(fps).limit_denominator(1001)
-        self._new_encoder = partial(ENCODERS[kind], height, width, self._rate, quality)
-        self._encoder: av.VideoCodecContext | None = None
-        self._container: Any = av.open(
-            target, "w", format=kind.removeprefix("."), options={**options, **BITEXACT}
-        )
-        self._container.metadata.update(metadata)
-        described = self._new_encoder()   # the track's header; each segment has an encoder of its own
-        self._stream: Any = self._container.add_stream(
-            described.codec.name, rate=described.framerate, options=described.options
-        )
-        for name in ("height", "width", "pix_fmt", "thread_count", "gop_size", *COLOUR_TAGS):
-            setattr(self._stream.codec_context, name, getattr(described, name))
-
-    def write(self, frames: NDArray[np.uint8]) -> None:
-        height, width = self._size
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (height, width, 3):
-            raise ValueError(f"frames are {frames.dtype} {frames.shape}; uint8 (n, {height}, {width}, 3) is expected")
-        self._encoder = self._encoder or self._new_encoder()
-        for frame in even(frames):
-            self._mux(self._encoder.encode(yuv(frame, self.frames_written)))
-            self.frames_written += 1
-
-    def end_segment(self) -> None:
-        encoder, self._encoder = self._encoder, None
-        if encoder is not None:
-            self._mux(encoder.encode(None))
-
-    @property
-    def lost(self) -> bool:
-        """Whether not even the header could be written."""
-        return self._state == "no header"
-
-    def close(self) -> None:
-        if self._state != "no header":   # FFmpeg crashes in the trailer of a container without a header
-            self._container.close()
-
-    def take_over(self, before: Path, frames: int) -> None:
-        """Copy the packets of the first ``frames`` frames, not encoded anew."""
-        import av
-
-        with av.open(before) as old:
-            packets: list[Any] = [packet for packet in old.demux(video=0) if packet.pts is not None]
-            begin = min((packet.pts for packet in packets), default=0)   # an unfinished file has no edit list
-            taken = [p for p in packets if round((p.pts - begin) * p.time_base * self._rate) < frames]
-            if len(taken) != frames:
-                raise OutputError(f"output {str(before)!r} holds {len(taken)} of the {frames} frames to go on from")
-            for old_packet in taken:
-                packet = av.Packet(_with_start_codes(bytes(old_packet)))
-                packet.pts, packet.dts = old_packet.pts - begin, old_packet.dts - begin
-                packet.time_base, packet.duration = old_packet.time_base, old_packet.duration
-                packet.is_keyframe = old_packet.is_keyframe
-                self._mux([packet])
-        self.frames_written = frames
-
-    def _mux(self, packets: list[Any]) -> None:
-        for packet in packets:
-            if self._state == "no header":
-                return
-            packet.stream = self._stream
-            try:
-                self._container.mux(packet)   # the first one writes the header
-            except BaseException:
-                self._state = self._state or "no header"
-                raise
-            self._state = "open"
-
-
-def _with_start_codes(packet: bytes) -> bytes:
-    """H.264 units as x264 gives them, a start code before each, from those of an MP4, a length before each."""
-    units, at = [], 0
-    while at < len(packet):
-        end = at + 4 + int.from_bytes(packet[at : at + 4], "big")
-        units.append(packet[at + 4 : end])
-        at = end
-    return b"".join(b"\0\0\0\1" + unit for unit in units)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredVideo:
-    """A video file read back."""
-
-    frames: NDArray[np.uint8]
-    """(frame, height, width, 3), RGB."""
-    fps: float
-    metadata: dict[str, str]
-
-
-def read_video(path: str | os.PathLike[str]) -> StoredVideo:
-    """Decode a whole file that `VideoWriter` wrote.
-
-    Raises:
-        OutputError: it is missing or does not decode.
-    """
-    import av
-
-    frames = []
-    try:
-        with av.open(Path(path)) as container:
-            stream = container.streams.video[0]
-            for frame in container.decode(stream):
-                rgb = frame.reformat(
-                    format="rgb24", src_colorspace=BT709, src_color_range=LIMITED, dst_color_range=FULL
-                )
-                frames.append(rgb.to_ndarray())
-            rate, metadata = stream.average_rate, dict(container.metadata)
-    except (OSError, ValueError, IndexError) as error:   # missing, damaged, without a picture
-        raise OutputError(f"video {str(path)!r} cannot be read: {error}") from error
-    if not frames or rate is None:
-        raise OutputError(f"video {str(path)!r} holds no frames")
-    return StoredVideo(frames=np.stack(frames), fps=float(rate), metadata=metadata)

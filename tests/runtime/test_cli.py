@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from arlon_rt.backends.ort import available_providers
+from arlon_rt.backends.ort_library import available_providers
 from arlon_rt.cli import main
 from arlon_rt.config import VideoConfig
 from arlon_rt.doctor import examine
-from arlon_rt.video import part_of, read_video
+from arlon_rt.stored_video import read_video
+from arlon_rt.video import part_of
 from tiny_bundle import baseline_model, write_tiny_bundle
 
 ONE_THREAD = ["--threads", "1"]   # more only wait for each other on graphs this small

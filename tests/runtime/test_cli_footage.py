@@ -15,7 +15,8 @@ from arlon_rt.cli import main
 from arlon_rt.encoding import png
 from arlon_rt.errors import Cancelled
 from arlon_rt.sinks import FrameFolder
-from arlon_rt.video import VideoWriter, read_video
+from arlon_rt.stored_video import read_video
+from arlon_rt.video import VideoWriter
 
 PROMPT, SIZE = "a red circle moves right", {"height": 32, "width": 32}
 THERE = 90

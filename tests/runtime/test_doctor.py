@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arlon_rt.backends.ort import available_providers
+from arlon_rt.backends.ort_library import available_providers
 from arlon_rt.backends.ort_placement import NodeRun, Placement
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.doctor import (

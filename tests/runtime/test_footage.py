@@ -14,7 +14,8 @@ from arlon_rt import footage
 from arlon_rt.encoding import png
 from arlon_rt.errors import OptionsError
 from arlon_rt.footage import read_clip, read_image
-from arlon_rt.video import VideoWriter, read_video
+from arlon_rt.stored_video import read_video
+from arlon_rt.video import VideoWriter
 
 OWN = {"height": 64, "width": 64}
 

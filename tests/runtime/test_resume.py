@@ -19,7 +19,8 @@ from arlon_rt.cli import main
 from arlon_rt.cli_generate import Stop
 from arlon_rt.cli_recording import snapshot_of
 from arlon_rt.errors import Cancelled
-from arlon_rt.video import VideoWriter, part_of, read_video
+from arlon_rt.stored_video import read_video
+from arlon_rt.video import VideoWriter, part_of
 
 PROMPT = "a red circle moves right"
 FRAMES = 68 + 51 * 5

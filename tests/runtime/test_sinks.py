@@ -15,7 +15,8 @@ from arlon_rt.cli import main
 from arlon_rt.encoding import EFFORTS, Quality, png
 from arlon_rt.errors import OptionsError, OutputError
 from arlon_rt.sinks import FrameFolder, check_sink, open_sink
-from arlon_rt.video import PipeWriter, VideoWriter, read_video
+from arlon_rt.stored_video import read_video
+from arlon_rt.video import PipeWriter, VideoWriter
 
 PROMPT = "a red circle moves right"
 

@@ -14,7 +14,7 @@ from arlon_rt.backends import trt_open
 from arlon_rt.cli import main
 from arlon_rt.engine_file import Identity
 from arlon_rt.errors import BackendError, BundleError, EngineError, MissingExtraError
-from arlon_rt.video import read_video
+from arlon_rt.stored_video import read_video
 from fake_engines import HERE, build, install
 from fake_gpu import FakeGpu
 from tiny_bundle import write_tiny_bundle

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from arlon_rt.errors import Cancelled, OptionsError, OutputError
-from arlon_rt.video import VideoWriter, check_writable, part_of, read_video
+from arlon_rt.stored_video import read_video
+from arlon_rt.video import VideoWriter, check_writable, part_of
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "gray": (9, 9, 9)}
 

@@ -10,10 +10,6 @@ belongs to one thread, and is spoilt when another thread allocates meanwhile, as
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
-import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,33 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from arlon_rt.backends.ort_library import CUDA, device_parts, import_runtime, providers_of, session_options
 from arlon_rt.backends.session import Array, FeedCheck, Handle
 from arlon_rt.bundle import Bundle
-from arlon_rt.errors import BackendError, BundleError, MissingExtraError
+from arlon_rt.errors import BackendError, BundleError
 from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.manifest import FLOAT_DTYPE, signature
-
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
-"""Distributions that all own the folder ``onnxruntime``: two of them installed overwrite each other."""
 
 _ELEMENTS = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16",
     "tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(uint8)": "uint8",
 }
-CUDA = "CUDAExecutionProvider"
-CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
-"""What is asked of CUDA otherwise than by default.
-
-TF32 would narrow what the graphs keep in float32. EXHAUSTIVE times each convolution's algorithms when it first runs,
-so that another process may take another one and no longer repeat a video to the last bit. An arena that grows by powers
-of two takes up to twice the memory.
-"""
-
 _DAMAGED = ("InvalidProtobuf", "NoSuchFile", "InvalidGraph", "NoModel")
-_ERRORS_ONLY = 3
-
-logger = logging.getLogger(__name__)
-
 
 class OrtHandle:
     """A tensor held by ONNX Runtime, on the session's device."""
@@ -76,7 +57,7 @@ class OrtSession:
         self._aliased = {t.alias for t in spec.outputs if t.alias}
         self._float_dtype = np.dtype(FLOAT_DTYPE[precision])
         self._device = device
-        self._device_type, self._device_id = _device_parts(device)
+        self._device_type, self._device_id = device_parts(device)
 
     @classmethod
     def open(
@@ -91,8 +72,8 @@ class OrtSession:
             others = " or ".join(p for p in bundle.manifest.graphs.get(graph, {}) if p != precision) or "fp32, exported"
             raise BackendError(f"precision is 'bf16', which ONNX Runtime does not run here; use --precision {others}")
         runtime = import_runtime()
-        providers = _providers(runtime, device)
-        options = _options(runtime, threads)
+        providers = providers_of(runtime, device)
+        options = session_options(runtime, threads)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         opened = _open_file(runtime, bundle, graph, precision, providers, options)
@@ -208,7 +189,7 @@ class OrtSession:
     def _own(self, tensor: TensorSpec, value: Handle) -> OrtHandle:
         if not isinstance(value, OrtHandle):
             raise BackendError(f"{self._spec.name}: {tensor.name} is a {type(value).__name__} of another backend")
-        if _device_parts(value.device) != (self._device_type, self._device_id):
+        if device_parts(value.device) != (self._device_type, self._device_id):
             raise BackendError(f"{self._spec.name}: {tensor.name} is on {value.device}, the session on {self._device}")
         return value
 
@@ -221,106 +202,10 @@ def contract_differences(bundle: Bundle, graph: str, precision: str) -> list[str
         BackendError: ONNX Runtime cannot open it.
     """
     runtime = import_runtime()
-    options = _options(runtime, threads=1)
+    options = session_options(runtime, threads=1)
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     opened = _open_file(runtime, bundle, graph, precision, ["CPUExecutionProvider"], options)
     return _differences(bundle.spec(graph), precision, opened)
-
-
-def installed_runtimes() -> dict[str, str]:
-    """Version of each installed distribution of ONNX Runtime; more than one means a broken installation."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in RUNTIMES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def available_providers() -> list[str]:
-    """Execution providers of the installed ONNX Runtime, e.g. ``CPUExecutionProvider``."""
-    return _available(import_runtime())
-
-
-def require_device(device: str) -> None:
-    """Find out whether the installed ONNX Runtime was built for ``device``, without opening a graph.
-
-    Raises:
-        MissingExtraError: ONNX Runtime is not installed.
-        BackendError: it has no CUDA, or there is no such device.
-    """
-    _providers(import_runtime(), device)
-
-
-def import_runtime() -> ModuleType:
-    """The module ``onnxruntime``.
-
-    Raises:
-        MissingExtraError: it is not installed; the message names the pip command.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            f'ONNX Runtime cannot be imported ({error}); run: pip install "arlon-rt[cpu]", or "arlon-rt[gpu]", not both'
-        ) from error
-    module: ModuleType = onnxruntime
-    return module
-
-
-def _available(runtime: ModuleType) -> list[str]:
-    """Providers that are compiled in and those of plugins, which CUDA is in some builds."""
-    plugins = (device.ep_name for device in runtime.get_ep_devices())
-    return list(dict.fromkeys([*runtime.get_available_providers(), *plugins]))
-
-
-@functools.cache
-def _load_cuda(runtime: ModuleType) -> None:
-    """Load CUDA and cuDNN out of pip's packages, where the system does not look for libraries, and then their plugin.
-
-    ONNX Runtime prints what it cannot load, on the stdout that may carry a video.
-    """
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        runtime.preload_dlls()
-    if said.getvalue():
-        logger.warning("CUDA: %s", " ".join(said.getvalue().split()))
-
-
-def _options(runtime: ModuleType, threads: int | None) -> Any:
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = _ERRORS_ONLY
-    # Threads that spin after a run would take the processor from the next stage's session.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
-def _providers(runtime: ModuleType, device: str) -> list[Any]:
-    """The execution providers of ``device``; never a quiet fallback from CUDA to the CPU."""
-    kind, number = _device_parts(device)
-    if kind == "cpu":
-        return ["CPUExecutionProvider"]
-    _load_cuda(runtime)
-    available = _available(runtime)
-    if CUDA not in available:
-        raise BackendError(
-            f"device is {device!r}, but this ONNX Runtime has {', '.join(available)}; "
-            'run: pip uninstall onnxruntime, then pip install "arlon-rt[gpu]", or use device cpu'
-        )
-    return [(CUDA, {"device_id": number, **CUDA_OPTIONS})]
-
-
-def _device_parts(device: str) -> tuple[str, int]:
-    kind, colon, number = device.partition(":")
-    if device == "cpu" or (kind == "cuda" and (not colon or (number.isascii() and number.isdigit()))):
-        return kind, int(number or 0)
-    raise BackendError(f"device is {device!r}; it must be 'cpu', 'cuda' or 'cuda:N'")
 
 
 def _open_file(

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from arlon_rt.backends.ort import CUDA, OrtSession
+from arlon_rt.backends.ort import OrtSession
+from arlon_rt.backends.ort_library import CUDA
 from arlon_rt.backends.session import Array
 from arlon_rt.bundle import Bundle
 from arlon_rt.graphs import GraphSpec
