@@ -76,6 +76,8 @@ def decisive(rows: Iterable[Row]) -> Iterable[str]:
             rate = f"{found.tflop_s:.3g} TFLOP/s, {_part(found.product_fraction)} of the product"
             if found.tokens_s is not None:
                 rate = f"{found.tokens_s:.4g} tokens/s, {_part(found.copy_fraction)} of the copy's bytes/s"
+            if found.loop_tokens_s is not None:
+                rate += f"; in a loop on the device {found.loop_tokens_s:.4g} tokens/s"
             yield f"{DECISIVE[graph]:<19}{HEADS[way]:<21}{found.median_ms:>9.4g} ms   {rate}"
 
 

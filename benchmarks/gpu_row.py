@@ -11,12 +11,14 @@ from typing import Any
 
 from gpu_backends import Backend, BuildTimeout
 from gpu_cost import count_bytes, count_flops
-from gpu_device import Device
+from gpu_device import Call, Device
 from gpu_models import Case, Subject
 from gpu_parity import EAGER_FACTOR, TOLERANCE, graph_sizes, largest_error, make_feed, reference_outputs
 from gpu_runners import Array, BoundSession, Feed, Runner, ShippedSession, TorchModule
 
 from arlon_export.feeds import numpy_dtype
+from arlon_rt.ar import AT_ONCE
+from arlon_rt.backends.session import Looping
 
 WAYS = ("eager", "session", "bound", "ort-graph", "tensorrt", "tensorrt-rtx", "compile", "compile-graph")
 """PyTorch eager; arlon_rt's session of ONNX Runtime; ONNX Runtime bound once, then as a CUDA graph; arlon_rt's session
@@ -87,6 +89,9 @@ class Measurement:
     copy_fraction: float | None = None
     """Of the measured device copy."""
     tokens_s: float | None = None
+    """One run a token, as the times above are."""
+    loop_tokens_s: float | None = None
+    """`AT_ONCE` tokens in a loop on the device, where the backend has one."""
 
 
 @dataclass(kw_only=True)
@@ -162,6 +167,8 @@ def _measure(
             eager.update(outputs)
         if found.status == "ok":
             _time(found, runner, device, effort)
+            if isinstance(runner, ShippedSession) and isinstance(runner.session, Looping) and case.spec.name in GRAPHED:
+                found.loop_tokens_s = 1e3 * AT_ONCE / _median(runner.write_tokens, device, effort)
         return found
     except BuildTimeout as error:
         return Measurement(status="skipped", detail=str(error))
@@ -210,14 +217,24 @@ def _verdict(
 
 
 def _time(found: Measurement, runner: Runner, device: Device, effort: Effort) -> None:
+    samples = _samples(runner, device, effort)
+    found.median_ms, found.min_ms, found.max_ms = statistics.median(samples), min(samples), max(samples)
+    found.repeats = len(samples)
+
+
+def _samples(call: Call, device: Device, effort: Effort) -> list[float]:
+    """Milliseconds of each repeat."""
     for _ in range(effort.warmup):
-        runner()
+        call()
     samples: list[float] = []
     end = time.monotonic() + effort.seconds
     while len(samples) < effort.repeats and (len(samples) < MIN_REPEATS or time.monotonic() < end):
-        samples.append(device.milliseconds(runner))
-    found.median_ms, found.min_ms, found.max_ms = statistics.median(samples), min(samples), max(samples)
-    found.repeats = len(samples)
+        samples.append(device.milliseconds(call))
+    return samples
+
+
+def _median(call: Call, device: Device, effort: Effort) -> float:
+    return statistics.median(_samples(call, device, effort))
 
 
 def _rate(found: Measurement, row: Row, case: Case, ceiling: Mapping[str, float]) -> None:

@@ -15,7 +15,8 @@ from gpu_models import Case
 from torch import Tensor, nn
 
 from arlon_export.wrappers import GraphModule
-from arlon_rt.backends.session import Handle, Session
+from arlon_rt.ar import AT_ONCE
+from arlon_rt.backends.session import Handle, Looping, Session
 from arlon_rt.graphs import GraphSpec
 
 Array = npt.NDArray[Any]
@@ -37,19 +38,29 @@ class ShippedSession:
     """A session of `arlon_rt`, of any backend: inputs and outputs held, caches in place, bound anew at every call."""
 
     def __init__(self, session: Session, feed: Feed) -> None:
-        self._session = session
+        self.session = session
+        self._arrays = feed
         self._feed = {n: session.upload(n, a.copy()) for n, a in feed.items()}
         self._hold = [t.name for t in session.spec.outputs]
         self._last: Mapping[str, Array | Handle] = {}
 
     def __call__(self) -> None:
-        self._last = self._session.run(self._feed, self._hold)
+        self._last = self.session.run(self._feed, self._hold)
+
+    def write_tokens(self) -> None:
+        """`AT_ONCE` runs of ``ar_step`` as the token model has them made by a session that loops."""
+        assert isinstance(self.session, Looping)
+        arrays, caches = self._arrays, [t.alias for t in self.session.spec.outputs if t.alias]
+        each = {name: np.stack([arrays[name]] * AT_ONCE) for name in ("grid", "write_index", "uniform")}
+        feed: dict[str, Array | Handle] = {name: held for name, held in self._feed.items() if name not in each}
+        feed["tokens"] = arrays["tokens"]
+        self.session.loop(feed, each, {"tokens": "next_token"}, [f"{name}_out" for name in caches])
 
     def outputs(self) -> dict[str, Array]:
         return {n: v if isinstance(v, np.ndarray) else v.numpy() for n, v in self._last.items()}
 
     def close(self) -> None:
-        self._session.close()
+        self.session.close()
         self._feed, self._last = {}, {}
 
 
