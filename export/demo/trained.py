@@ -33,7 +33,7 @@ from demo.world import render_clip
 
 DEFAULTS: dict[str, Any] = {
     "num_frames": 68, "num_inference_steps": 10, "guidance_scale": 1.0, "ar_guidance_scale": 1.25,
-    "temperature": 0.5, "top_k": 50, "top_p": 0.9,
+    "temperature": 0.7, "top_k": 50, "top_p": 0.9,
 }
 """Of the demo bundle."""
 SAME_LATENTS = 0.05
