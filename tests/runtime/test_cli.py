@@ -11,17 +11,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
-from arlon_rt.backends.ort_library import available_providers
 from arlon_rt.cli import main
 from arlon_rt.config import VideoConfig
-from arlon_rt.doctor import examine
 from arlon_rt.stored_video import read_video
 from arlon_rt.video import part_of
+from cli_runs import refused, run
 from tiny_bundle import baseline_model, write_tiny_bundle
 
 ONE_THREAD = ["--threads", "1"]   # more only wait for each other on graphs this small
@@ -54,11 +52,6 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 def generate(bundle: Path, output: Path, *arguments: str, prompt: str | None = PROMPT) -> int:
     prompts = [] if prompt is None else [prompt]
     return main(["generate", *prompts, "-o", str(output), "--bundle", str(bundle), *ONE_THREAD, *arguments])
-
-
-def run(code: str, *argv: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", textwrap.dedent(code), *argv]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 
 def test_a_prompt_becomes_a_video(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,17 +224,6 @@ def test_generating_uses_no_network_and_no_torch(bundle: Path, tmp_path: Path) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def refused(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> None:
-    """One line on stderr that holds ``words``, nothing on stdout, exit 2."""
-    out, err = capsys.readouterr()
-    assert (code, out) == (2, "")
-    assert err.startswith("arlon-rt: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    for word in words:
-        assert word in err
-
-
 @pytest.mark.parametrize(
     ("arguments", "prompt", "words"),
     [
@@ -339,77 +321,3 @@ def test_a_signal_leaves_a_file_that_plays(bundle: Path, tmp_path: Path, signum:
     assert summary["stopped"]
     assert len(read_video(output).frames) == summary["num_frames"] > 40
     assert not part_of(output).exists()
-
-
-def test_verify_passes_a_sound_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(bundle), "--deep"]) == 0
-    assert "no fault found" in capsys.readouterr().out
-
-
-def test_verify_names_the_damaged_file_and_exits_1(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = copy / "onnx" / "dit.data"
-    path.write_bytes(path.read_bytes()[::-1])
-    assert main(["verify", str(copy)]) == 1
-    assert "onnx/dit.data" in capsys.readouterr().out
-
-
-def test_inspect_names_every_graph(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(bundle)]) == 0
-    out = capsys.readouterr().out
-    for part in ("text_encoder", "ar_step", "vq_decoder", "semantic", "dit", "vae_decoder", 'trained_on: "nothing"'):
-        assert part in out
-
-
-def test_doctor_names_the_runtime_that_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
-    sound = not any(check.status == "error" for check in examine())
-    assert main(["doctor"]) == (0 if sound else 1)
-    assert "onnxruntime" in capsys.readouterr().out
-
-
-@pytest.mark.skipif("CUDAExecutionProvider" in available_providers(), reason="this ONNX Runtime has CUDA")
-def test_doctor_without_a_gpu_fails_on_it_only_when_asked(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--gpu", "--bundle", str(bundle)]) == 1
-    out = capsys.readouterr().out
-    assert "error    cuda " in out
-    assert 'pip install "arlon-rt[gpu]"' in out
-
-
-def test_doctor_runs_no_graph_of_a_bundle_unless_asked(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, main(["doctor", "--bundle", str(bundle)]), "without --gpu no graph runs")
-
-
-def test_bench_prints_a_row_for_each_stage(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--bundle", str(bundle), "--runs", "1", *ONE_THREAD]) == 0
-    out = capsys.readouterr().out
-    for row in ("denoising", "decoding frames", "total", "real time"):
-        assert row in out
-
-
-@pytest.mark.parametrize("command", ["generate", "inspect", "verify", "bench", "doctor"])
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
-    assert capsys.readouterr().out.startswith(f"usage: arlon-rt {command}")
-
-
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == main(["--help"]) == 0
-    out = capsys.readouterr().out
-    for command in ("generate", "inspect", "verify", "bench", "doctor", "export", "parity"):
-        assert f"\n  {command} " in out
-    assert "\n  export    turn a checkpoint into a bundle" in out
-
-
-def test_an_unknown_command_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, main(["genrate"]), "'genrate'", "generate, inspect")
-
-
-def test_a_command_whose_extra_is_missing_says_what_to_install() -> None:
-    code = """
-        import sys
-        sys.modules["torch"] = None   # importing it raises ModuleNotFoundError
-        from arlon_rt.cli import main
-        sys.exit(main(["parity", "nowhere"]))
-    """
-    done = run(code)
-    assert done.returncode == 2
-    assert done.stderr == "arlon-rt: parity needs torch, which is not installed: pip install 'arlon-rt[export]'\n"
