@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from full_size_weights import FULL_SIZE
-from gpu_models import export_bundle, random_network
+from gpu.models import export_bundle, random_network
 
 from arlon_engines.flavour import open_flavour
 from arlon_engines.gate import attention_layers
 from arlon_engines.profiles import Size, parse_size, profiles_of, shape
-from arlon_rt.activations import BASE, widest
 from arlon_rt.config import InjectionConfig, ModelConfig
 from arlon_rt.graphs import graph_specs
-from arlon_rt.vram import Demand
+from arlon_rt.memory import BASE, Demand, widest
 
 
 def shallow(model: ModelConfig) -> ModelConfig:

@@ -25,8 +25,8 @@ from typing import Any
 import onnx_ir as ir
 from full_size_weights import FULL_SIZE, published, write_folder
 
-from arlon_export.check import check_graph
-from arlon_export.published import read_published
+from arlon_export.checkpoints.published import read_published
+from arlon_export.onnx_graphs.check import check_graph
 from arlon_rt.bundle import Bundle
 
 SAMPLE_SECONDS = 0.1

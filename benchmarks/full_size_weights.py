@@ -10,12 +10,41 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gpu_models import FULL, WEIGHT_GAIN
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arlon_export.checkpoint import expected_shapes
-from arlon_rt.config import ModelConfig
+from arlon_export.checkpoints.checkpoint import expected_shapes
+from arlon_rt.config import (
+    ARConfig,
+    DiTConfig,
+    InjectionConfig,
+    ModelConfig,
+    TextConfig,
+    VAEConfig,
+    VideoConfig,
+    VQConfig,
+)
+
+FULL = ModelConfig(
+    # T5 v1.1 XXL's width with 2 of its 24 layers, so that the time of a layer is the true one.
+    text=TextConfig(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=2, num_heads=64),
+    ar=ARConfig(
+        num_codes=8192, hidden_size=1024, num_layers=24, num_heads=16, ffn_size=4096, text_dim=4096,
+        grid=(15, 8, 8), max_length=1264, max_top_k=256,
+    ),
+    vq=VQConfig(num_codes=8192, code_dim=32, stride=(4, 8, 8), channels=(128, 256, 512)),
+    dit=DiTConfig(hidden_size=1152, depth=28, num_heads=16, caption_channels=4096, model_max_length=300),
+    injection=InjectionConfig(layers=tuple(range(14))),
+    vae=VAEConfig(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32, scaling_factor=0.18215,
+        filters=128, num_res_blocks=4, channel_multipliers=(1, 2, 2, 4), temporal_downsample=(False, True, True),
+    ),
+    video=VideoConfig(height=512, width=512),
+)
+"""ARLON on Open-Sora v1.2 at 512x512, 68 frames: STDiT3-XL/2, 393 M video autoencoder, 323 M token model."""
+WEIGHT_GAIN = 0.5
+"""Standard deviation of a random weight times the root of its fan-in: activations stay near 1, in reach of fp16."""
+
 
 FULL_SIZE = dataclasses.replace(FULL, text=dataclasses.replace(FULL.text, num_layers=24))
 """`FULL` with all 24 layers of T5 v1.1 XXL."""

@@ -16,17 +16,15 @@ from full_size_weights import FULL_SIZE
 from rich.console import Console
 
 from arlon_engines.profiles import parse_size
-from arlon_export.checkpoint import expected_shapes
-from arlon_rt.bundle import Bundle, write_manifest
-from arlon_rt.cli_memory import print_plan
+from arlon_export.checkpoints.checkpoint import expected_shapes
+from arlon_rt.bundle import Bundle, GraphEntry, write_manifest
+from arlon_rt.cli.plan import print_plan
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BudgetError
-from arlon_rt.footprint import ITEM_BYTES, tensor_bytes
-from arlon_rt.graphs import GraphSpec, graph_specs
-from arlon_rt.manifest import FLOAT_DTYPE, GraphEntry, signature
-from arlon_rt.memory_planning import check_fits, plan_for
+from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, graph_specs, signature
+from arlon_rt.memory import ITEM_BYTES, Demand, check_fits, plan_for, tensor_bytes
 from arlon_rt.options import GenerateOptions
-from arlon_rt.vram import Demand, parse_bytes
+from arlon_rt.units import parse_bytes
 
 OF_PREFIX = ("blocks.", "text_projection.")
 OF_ENCODERS = ("encoder", "quant_conv")

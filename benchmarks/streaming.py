@@ -30,15 +30,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from arlon_rt.backends.session import Array, Handle, Session
+from arlon_rt.backends import Array, Handle, Session
 from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.drafting import Draft
-from arlon_rt.generation import Work, _Part
+from arlon_rt.generation import Chunk, Work
+from arlon_rt.networks import Networks, Text, TextEncoder, VAEDecoder, VAEEncoder
 from arlon_rt.options import GenerateOptions
 from arlon_rt.pipeline import Pipeline
-from arlon_rt.request import Chunk, Request
-from arlon_rt.segments import Segment
-from arlon_rt.stages import Stages
+from arlon_rt.request import Request
 
 PROMPT = "a red circle moves right on a black background"
 RESULTS = Path(__file__).parent / "results"
@@ -160,27 +158,47 @@ class Laborious:
         return self.session.run(feed, hold)
 
 
-class PlainWork(Work):
-    """Decodes the frames it has and encodes the frames it does not need, where asked to."""
+class WholeDecoder:
+    """Also decodes the latents of each later segment that the one before it has shown, chunk by chunk."""
 
-    everything: Collection[str] = ()
-    _previous: list[NDArray[np.uint8]]
+    def __init__(self, decoder: VAEDecoder) -> None:
+        self._decoder, self._segments = decoder, 0
 
-    def _part(self, draft: Draft, latents: NDArray[np.float32], *, final: bool) -> _Part:
-        part = super()._part(draft, latents, final=final)
-        if "decode" in self.everything and draft.segment.kept:
-            self.stages.vae_decoder.decode_chunk(latents[:, :, : draft.segment.kept], 0, self._model.vae.chunk_frames)
-        return part
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
 
-    def _initial_latents(
-        self, segment: Segment, before: NDArray[Any] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        if "encode" in self.everything and before is not None:
-            for _ in range(3):   # the segment's other chunks
-                self.stages.vae_encoder.encode(before)
-        if "text" in self.everything:
-            self.stages.text_encoder._recent.clear()
-        return super()._initial_latents(segment, before)
+    def decode_chunk(self, latents: NDArray[np.float32], chunk: int, num_frames: int) -> NDArray[np.uint8]:
+        if chunk == 0:
+            self._segments += 1
+            if self._segments > 1:
+                self._decoder.decode_chunk(latents, 0, num_frames)
+        return self._decoder.decode_chunk(latents, chunk, num_frames)
+
+
+class WholeEncoder:
+    """Encodes a whole segment where its last chunk is enough."""
+
+    def __init__(self, encoder: VAEEncoder) -> None:
+        self._encoder = encoder
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        for _ in range(3):   # the segment's other chunks
+            self._encoder.encode(frames)
+        return self._encoder.encode(frames)
+
+
+class ForgetfulTextEncoder:
+    """Encodes a prompt each time it is asked for."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode(self, prompt: str) -> Text:
+        self._encoder._recent.clear()
+        return self._encoder.encode(prompt)
 
 
 SAVINGS = {
@@ -217,14 +235,19 @@ def savings(pipeline: Pipeline, rounds: int, seconds: float) -> list[dict[str, A
 
 def laborious(pipeline: Pipeline, request: Request, without: Collection[str]) -> Iterator[Chunk]:
     """The request's chunks, made without these savings."""
-    stages = pipeline._stages
-    caption, semantic = Remembering(stages.sessions["caption"]), Remembering(stages.sessions["semantic"])
+    opened = pipeline._networks
+    caption, semantic = Remembering(opened.sessions["caption"]), Remembering(opened.sessions["semantic"])
     each_step = [s for s, name in ((caption, "caption"), (semantic, "semantic")) if name in without]
-    sessions: dict[str, Any] = {**stages.sessions, "caption": caption, "semantic": semantic}
-    sessions["dit"] = Laborious(stages.sessions["dit"], each_step, "rows" in without)
-    work = PlainWork(Stages.of(pipeline.bundle, sessions, stages.precision), pipeline.bundle.model, request, _quiet)
-    work.everything = without
-    return work.reported(contextlib.nullcontext())
+    sessions: dict[str, Any] = {**opened.sessions, "caption": caption, "semantic": semantic}
+    sessions["dit"] = Laborious(opened.sessions["dit"], each_step, "rows" in without)
+    networks: Any = Networks.of(pipeline.bundle, sessions, opened.precision)
+    if "decode" in without:
+        networks = replace(networks, vae_decoder=WholeDecoder(networks.vae_decoder))
+    if "encode" in without:
+        networks = replace(networks, vae_encoder=WholeEncoder(networks.vae_encoder))
+    if "text" in without:
+        networks = replace(networks, text_encoder=ForgetfulTextEncoder(networks.text_encoder))
+    return Work(networks, pipeline.bundle.model, request, _quiet).reported(contextlib.nullcontext())
 
 
 TEN, THIRTY = (GenerateOptions(num_inference_steps=steps) for steps in (10, 30))
@@ -247,16 +270,16 @@ def approximate(pipeline: Pipeline, rounds: int, seconds: float) -> list[dict[st
 
     ``cpu_ratio`` is of the process's own time on the processors, which other processes hardly change.
     """
-    stages, rows = pipeline._stages, []
+    networks, rows = pipeline._networks, []
     for name, sides in APPROXIMATE.items():
         times: tuple[list[tuple[float, float]], ...] = [], []
         frames, runs = [np.zeros(0, np.uint8)] * 2, [0, 0]
         for _ in range(rounds + 1):
             for side, options in enumerate(sides):
                 asked = replace(options, num_frames=round(seconds * pipeline.bundle.model.video.fps))
-                request, dit = pipeline._requests.checked(PROMPT, asked, None), Remembering(stages.sessions["dit"])
-                sessions: dict[str, Any] = {**stages.sessions, "dit": dit}
-                counted = Stages.of(pipeline.bundle, sessions, stages.precision)
+                request, dit = pipeline._requests.checked(PROMPT, asked, None), Remembering(networks.sessions["dit"])
+                sessions: dict[str, Any] = {**networks.sessions, "dit": dit}
+                counted = Networks.of(pipeline.bundle, sessions, networks.precision)
                 begun = time.perf_counter(), time.process_time()
                 chunks = Work(counted, pipeline.bundle.model, request, _quiet).reported(contextlib.nullcontext())
                 frames[side] = np.concatenate([chunk.frames for chunk in chunks])

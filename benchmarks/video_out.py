@@ -26,8 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from arlon_rt.encoding import EFFORTS, Quality, even, yuv
-from arlon_rt.video import VideoWriter
+from arlon_rt.video import EFFORTS, Quality, VideoWriter, even, yuv
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ((512, 512), (480, 848), (720, 1280))

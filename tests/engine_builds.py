@@ -11,10 +11,8 @@ from typing import Any
 import onnx
 
 from arlon_engines.build import Request, build
-from arlon_engines.watch import Built, Event, Kept, NotBuilt
-from arlon_rt.bundle import Bundle, demo_bundle_path, write_manifest
-from arlon_rt.engine_file import Identity
-from arlon_rt.engines import EngineStore, store_to_build_in
+from arlon_engines.events import Built, Event, Kept, NotBuilt
+from arlon_rt.bundle import Bundle, EngineStore, Identity, demo_bundle_path, store_to_build_in, write_manifest
 
 GPUS = ("sm89", "sm120")
 SMALL = ("caption", "semantic")

@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 
-from arlon_rt.backends import trt_open
 from arlon_rt.backends.trt import Gpu
-from arlon_rt.built_here import record
-from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import EngineHeader, Flavour, Identity, encode_header
-from arlon_rt.engines import EngineEntry, source_hash, store_to_build_in
+from arlon_rt.backends.trt import open as trt_open
+from arlon_rt.bundle import (
+    Bundle,
+    EngineEntry,
+    EngineHeader,
+    Flavour,
+    Identity,
+    encode_header,
+    record,
+    source_hash,
+    store_to_build_in,
+)
 from arlon_rt.graphs import graph_specs
 from fake_gpu import FakeGpu, TensorRT, plan_of
 

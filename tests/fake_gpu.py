@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from arlon_rt.backends.session import numpy_dtype, open_session
-from arlon_rt.backends.trt_library import TYPES
+from arlon_rt.backends import open_session
+from arlon_rt.backends.session import numpy_dtype
+from arlon_rt.backends.trt.library import TYPES
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BackendError
-from arlon_rt.graphs import GraphSpec
-from arlon_rt.manifest import signature
+from arlon_rt.graphs import GraphSpec, signature
 
 ALIGNED = 256
 JUNK = 0xA5

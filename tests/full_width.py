@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from full_size_weights import FULL_SIZE, Published, write_folder
 
-from arlon_export.checkpoint import Checkpoint, expected_shapes
-from arlon_export.published_config import with_statistics
-from arlon_export.state_dict import open_state_dict
+from arlon_export.checkpoints.checkpoint import Checkpoint, expected_shapes
+from arlon_export.checkpoints.published_config import with_statistics
+from arlon_export.checkpoints.state_dict import open_state_dict
 from arlon_rt.config import InjectionConfig, ModelConfig, VideoConfig
 from arlon_rt.graphs import graph_specs
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_parity import graph_sizes, largest_error, make_feed
-from gpu_video import MEAN_LEVELS
+from gpu.parity import graph_sizes, largest_error, make_feed
+from gpu.video import MEAN_LEVELS
 
 from arlon_rt import GenerateOptions, Pipeline
-from arlon_rt.backends.session import Session, open_session
-from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import Identity
+from arlon_rt.backends import Session, open_session
+from arlon_rt.bundle import Bundle, Identity
 from arlon_rt.errors import BackendError, EngineError
 from arlon_rt.graphs import GraphSpec
 from engine_builds import copy_of_demo

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from arlon_rt import cli, gpu
+from arlon_rt import cli
+from arlon_rt.backends import device
 from arlon_rt.bundle import Bundle
 from fake_engines import COMPUTE_CAPABILITY, identity_here, put_engines, use_fake_gpu
 
 _patch = pytest.MonkeyPatch()
 _home = tempfile.TemporaryDirectory(prefix="arlon-user-")
 _fake = use_fake_gpu(_patch, Path(_home.name))
-_patch.setattr(gpu, "compute_capability", lambda number: COMPUTE_CAPABILITY)
+_patch.setattr(device, "compute_capability", lambda number: COMPUTE_CAPABILITY)
 
 
 def _build(arguments: list[str]) -> int:

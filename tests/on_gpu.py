@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from arlon_rt import Pipeline
-from arlon_rt.backends.ort_library import available_providers
-from arlon_rt.backends.session import Session, open_sessions
-from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import MODULES
+from arlon_rt.backends import Session, compute_capability, open_sessions
+from arlon_rt.backends.ort import available_providers
+from arlon_rt.bundle import MODULES, Bundle
 from arlon_rt.errors import ArlonError
-from arlon_rt.gpu import compute_capability
 
 
 def missing() -> str | None:

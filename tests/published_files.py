@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arlon_export.checkpoint import Checkpoint, build_module
-from arlon_export.published import read_published
+from arlon_export.checkpoints.checkpoint import Checkpoint, build_module
+from arlon_export.checkpoints.published import read_published
 from arlon_rt.config import (
     ARConfig,
     DiTConfig,

@@ -1,4 +1,4 @@
-"""A video file read back, as `arlon_rt.video` wrote it."""
+"""A video file read back, as `arlon_rt.video.writer` wrote it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from arlon_rt.encoding import BT709, FULL, LIMITED
 from arlon_rt.errors import OutputError
+from arlon_rt.video.encoding import BT709, FULL, LIMITED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

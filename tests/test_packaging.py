@@ -12,7 +12,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NOT_SOURCE = (".*", "build", "dist", "checkpoints", "*.egg-info", "__pycache__")
+NOT_SOURCE = (".*", "build", "dist", "*.egg-info", "__pycache__")
+CHECKPOINTS = {ROOT / "checkpoints", ROOT / "export" / "checkpoints"}
+"""What training leaves: not the package `arlon_export.checkpoints`."""
 MAX_BUNDLE_BYTES = 16_000_000
 
 
@@ -20,7 +22,12 @@ MAX_BUNDLE_BYTES = 16_000_000
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("package")
-    shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    by_name = shutil.ignore_patterns(*NOT_SOURCE)
+
+    def ignored(parent: str, names: list[str]) -> set[str]:
+        return {*by_name(parent, names), *(name for name in names if Path(parent, name) in CHECKPOINTS)}
+
+    shutil.copytree(ROOT, folder / "source", ignore=ignored)
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "source"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import sentencepiece
 
-from arlon_rt.bundle import write_manifest
+from arlon_rt.bundle import GraphEntry, write_manifest
 from arlon_rt.config import (
     ARConfig,
     DiTConfig,
@@ -25,8 +25,7 @@ from arlon_rt.config import (
     VideoConfig,
     VQConfig,
 )
-from arlon_rt.graphs import graph_specs
-from arlon_rt.manifest import GraphEntry, signature
+from arlon_rt.graphs import graph_specs, signature
 from tiny_graphs import graph_model
 
 TINY = ModelConfig(

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from arlon_export.checkpoint import NETWORKS, build_module, write_checkpoint, write_weights
+from arlon_export.checkpoints.checkpoint import NETWORKS, build_module, write_checkpoint, write_weights
 from arlon_rt.config import (
     ARConfig,
     DiTConfig,

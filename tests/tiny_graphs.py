@@ -9,8 +9,7 @@ import onnx
 import onnx.parser
 
 from arlon_rt.config import ModelConfig
-from arlon_rt.graphs import GraphSpec, TensorSpec
-from arlon_rt.manifest import FLOAT_DTYPE, signature
+from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, TensorSpec, signature
 
 OPSET = 24
 _PROTO_TYPE = {"float32": "float", "float16": "float16", "int64": "int64", "bool": "bool", "uint8": "uint8"}

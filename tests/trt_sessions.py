@@ -9,11 +9,11 @@ import numpy as np
 
 from arlon_rt import Pipeline
 from arlon_rt.backends.session import numpy_dtype
-from arlon_rt.backends.trt import Gpu, TrtSession
+from arlon_rt.backends.trt import Gpu
+from arlon_rt.backends.trt.session import TrtSession
 from arlon_rt.bundle import Bundle
-from arlon_rt.graphs import graph_specs
-from arlon_rt.manifest import FLOAT_DTYPE
-from arlon_rt.stages import Stages
+from arlon_rt.graphs import FLOAT_DTYPE, graph_specs
+from arlon_rt.networks import Networks
 from fake_gpu import plan_of
 from tiny_bundle import TINY
 
@@ -25,7 +25,7 @@ def opened(gpu: Gpu, folder: Path, graph: str, precision: str = "fp32", **change
 def pipeline_of(gpu: Gpu, folder: Path, precision: str) -> Pipeline:
     bundle = Bundle.open(folder)
     sessions = {graph: opened(gpu, folder, graph, precision) for graph in graph_specs(bundle.model)}
-    return Pipeline(bundle, Stages.of(bundle, sessions, precision))
+    return Pipeline(bundle, Networks.of(bundle, sessions, precision))
 
 
 def step_feed(precision: str = "fp32", batch: int = 1, codes: int = 1) -> dict[str, np.ndarray]:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from arlon_rt import Pipeline
-from arlon_rt.backends.session import open_session
+from arlon_rt.backends import open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.graphs import graph_specs
-from arlon_rt.stages import Stages
+from arlon_rt.networks import Networks
 
 Calls = dict[str, list[dict[str, Any]]]
 """What each graph was fed, run by run."""
@@ -41,4 +41,4 @@ def watched(folder: Path) -> tuple[Pipeline, Calls]:
     bundle = Bundle.open(folder)
     calls: Calls = {name: [] for name in graph_specs(bundle.model)}
     sessions = {name: Watched(open_session(bundle, name, threads=1), calls[name]) for name in calls}
-    return Pipeline(bundle, Stages.of(bundle, sessions, "fp32")), calls
+    return Pipeline(bundle, Networks.of(bundle, sessions, "fp32")), calls

@@ -1,4 +1,24 @@
-"""One run of gpu.py: its arguments, what is there, the rows in the order of their worth, and how each ended."""
+"""Each graph and a whole video on a GPU, by every backend that is installed, beside PyTorch eager and torch.compile.
+
+    cd benchmarks && python -m gpu                    # needs CUDA, torch, and one of the three below
+    python -m gpu --only 'full/ar_*'                  # some rows; --list names them all
+    python -m gpu --smoke                             # the whole script on a CPU, small: figures mean nothing
+
+**This has not been executed on a GPU yet.** ``--smoke`` goes through all of it but `CudaDevice`, CUDA graphs and
+`gpu.backends.Engines`: TensorRT is there the stand-in of the tests (tests/fake_gpu.py), whose engines are ONNX Runtime.
+
+Of onnxruntime-gpu, tensorrt and tensorrt-rtx whatever is installed and serves the GPU is run; engines are built in the
+run, in a folder of its own, and the time of that is told apart. Measured are the graphs of a bundle, a video of it from
+prompt to frames, and the graphs of full-size modules with random weights (STDiT3-XL/2 at 512x512 and 68 frames, the
+393 M video autoencoder's 17-frame chunk, the 323 M token model, two layers of T5 XXL), in fp16. Inputs and outputs lie
+on the device and caches are updated in place. Parity comes first: the relative error to PyTorch in exact float32 with
+the same weights, for the video the difference to the frames of the CPU; where it fails, the time is withheld. Then
+median and range of repeats, as TFLOP/s and bytes/s beside a matrix product and a device copy measured in the same run.
+
+PyTorch runs with static shapes; the ONNX graphs are dynamic in theirs. PyTorch's token model copies its caches at every
+step, as the module is written; the others update them in place. A time limit ends the run between measurements, and an
+engine whose build takes too long is given up; what decides comes first.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +37,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_backends import Backend, OnnxRuntime, find_backends
-from gpu_device import CpuDevice, CudaDevice, Device, ceilings
-from gpu_models import FULL, SMALL, BundleSubject, RandomSubject, StandInSubject, Subject
-from gpu_report import print_report, write_json
-from gpu_row import COMPILED, WAYS, Effort, Measurement, Row, error_text, measure_row
-from gpu_stand_in import StandInEngines, StandInGpu
-from gpu_video import VideoRow, measure_video
+from full_size_weights import FULL
 from rich.console import Console
 
 from arlon_rt.backends import BACKENDS
-from arlon_rt.backends.ort_library import installed_runtimes
-from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.engine_file import FLAVOURS
+from arlon_rt.backends.ort import installed_runtimes
+from arlon_rt.bundle import FLAVOURS, Bundle, demo_bundle_path
 from arlon_rt.errors import ArlonError, BundleNotFoundError
+from gpu.backends import Backend, OnnxRuntime, find_backends
+from gpu.device import CpuDevice, CudaDevice, Device, ceilings
+from gpu.models import SMALL, BundleSubject, RandomSubject, StandInSubject, Subject
+from gpu.report import print_report, write_json
+from gpu.row import COMPILED, WAYS, Effort, Measurement, Row, error_text, measure_row
+from gpu.stand_in import StandInEngines, StandInGpu
+from gpu.video import VideoRow, measure_video
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 VIDEO = "video"
 """The row that is no graph."""
 
@@ -64,14 +84,14 @@ def main() -> int:
             device, backends, missing = find_device(args, folder)
             subjects = find_subjects(args, folder, device, console)
         except (ArlonError, NothingHereError) as error:
-            print(f"gpu.py: {error}", file=sys.stderr)
+            print(f"gpu: {error}", file=sys.stderr)
             return 2
         plan = make_plan(subjects, args.only, args.ways)
         if args.list:
             print("\n".join(dict.fromkeys(entry.name for entry in plan)))
             return 0
         if not plan:
-            print(f"gpu.py: --only {' '.join(args.only)} matches no row; --list names them", file=sys.stderr)
+            print(f"gpu: --only {' '.join(args.only)} matches no row; --list names them", file=sys.stderr)
             return 2
         setting = describe(device, subjects, backends, missing)
         ceiling = ceilings(device, args.smoke)
@@ -87,7 +107,7 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="gpu.py", description="Each graph and a whole video on a GPU, by every backend that is installed."
+        prog="python -m gpu", description="Each graph and a whole video on a GPU, by every backend that is installed."
     )
     parser.add_argument("--smoke", action="store_true", help="run everything on the CPU at small sizes")
     parser.add_argument("--bundle", type=Path, help="the bundle to measure (default: the demo bundle)")
@@ -243,8 +263,12 @@ def describe(
     return {
         **device.describe(), "smoke": device.name == "cpu",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]), "python": sys.version.split()[0],
+        "command": shlex.join(["python", "-m", "gpu", *sys.argv[1:]]), "python": sys.version.split()[0],
         "versions": {**versions, **installed_runtimes(), **{f: backends[f].version for f in FLAVOURS if f in backends}},
         "missing": dict(missing), "torch_compile": device.inductor,
         "bundle": bundles[0].hash if bundles else "none",
     }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,16 +10,13 @@ from typing import Protocol
 
 from arlon_engines.build import Request, build
 from arlon_engines.errors import BuildError
+from arlon_engines.events import Event, Working
 from arlon_engines.flavour import open_flavour
 from arlon_engines.profiles import Size
-from arlon_engines.watch import Event, Working
-from arlon_rt.backends.ort_library import available_providers, installed_runtimes
-from arlon_rt.backends.session import Session, open_sessions
-from arlon_rt.bundle import ENGINES, Bundle
-from arlon_rt.engine_file import FLAVOURS, Flavour
-from arlon_rt.engines import store_to_build_in
+from arlon_rt.backends import Session, compute_capability, open_sessions
+from arlon_rt.backends.ort import available_providers, installed_runtimes
+from arlon_rt.bundle import ENGINES, FLAVOURS, Bundle, Flavour, store_to_build_in
 from arlon_rt.errors import ArlonError
-from arlon_rt.gpu import compute_capability
 
 
 class BuildTimeout(RuntimeError):

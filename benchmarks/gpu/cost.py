@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from gpu_models import Case, weight_bytes
-from gpu_runners import Feed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from arlon_export.checkpoint import build_module
-from arlon_export.feeds import numpy_dtype, shape
-from arlon_export.wrappers import GraphModule
+from arlon_export.checkpoints.checkpoint import build_module
+from arlon_export.onnx_graphs.feeds import numpy_dtype, shape
+from arlon_export.onnx_graphs.wrappers import GraphModule
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import TensorSpec
+from gpu.models import Case, weight_bytes
+from gpu.runners import Feed
 
 
 def count_flops(model: ModelConfig, case: Case, sizes: Mapping[str, int]) -> int:

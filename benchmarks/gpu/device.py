@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
-from gpu_stand_in import StandInGpu
 
-from arlon_rt.backends.ort_library import CUDA_OPTIONS, installed_runtimes
+from arlon_rt.backends.ort import CUDA_OPTIONS, installed_runtimes
+from gpu.stand_in import StandInGpu
 
 Call = Callable[[], object]
 CALLS = 5

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 import torch
+from full_size_weights import WEIGHT_GAIN
 from torch import nn
 
-from arlon_export.checkpoint import build_module
-from arlon_export.precision import kept_fp32
-from arlon_export.to_onnx import export_graph
-from arlon_rt.bundle import Bundle, write_manifest
+from arlon_export.checkpoints.checkpoint import build_module
+from arlon_export.onnx_graphs.precision import kept_fp32
+from arlon_export.onnx_graphs.to_onnx import export_graph
+from arlon_rt.bundle import Bundle, GraphEntry, write_manifest
 from arlon_rt.config import (
     ARConfig,
     DiTConfig,
@@ -28,26 +29,7 @@ from arlon_rt.config import (
     VideoConfig,
     VQConfig,
 )
-from arlon_rt.graphs import GraphSpec, graph_specs
-from arlon_rt.manifest import GraphEntry, signature
-
-FULL = ModelConfig(
-    # T5 v1.1 XXL's width with 2 of its 24 layers, so that the time of a layer is the true one.
-    text=TextConfig(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=2, num_heads=64),
-    ar=ARConfig(
-        num_codes=8192, hidden_size=1024, num_layers=24, num_heads=16, ffn_size=4096, text_dim=4096,
-        grid=(15, 8, 8), max_length=1264, max_top_k=256,
-    ),
-    vq=VQConfig(num_codes=8192, code_dim=32, stride=(4, 8, 8), channels=(128, 256, 512)),
-    dit=DiTConfig(hidden_size=1152, depth=28, num_heads=16, caption_channels=4096, model_max_length=300),
-    injection=InjectionConfig(layers=tuple(range(14))),
-    vae=VAEConfig(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32, scaling_factor=0.18215,
-        filters=128, num_res_blocks=4, channel_multipliers=(1, 2, 2, 4), temporal_downsample=(False, True, True),
-    ),
-    video=VideoConfig(height=512, width=512),
-)
-"""ARLON on Open-Sora v1.2 at 512x512, 68 frames: STDiT3-XL/2, 393 M video autoencoder, 323 M token model."""
+from arlon_rt.graphs import GraphSpec, graph_specs, signature
 
 SMALL = ModelConfig(
     text=TextConfig(vocab_size=64, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, max_length=16),
@@ -65,9 +47,6 @@ SMALL = ModelConfig(
     video=VideoConfig(height=48, width=64, segment_frames=34),
 )
 """The same networks at widths of 16 and 32, for ``--smoke``."""
-
-WEIGHT_GAIN = 0.5
-"""Standard deviation of a random weight times the root of its fan-in: activations stay near 1, in reach of fp16."""
 
 
 @dataclass(frozen=True)

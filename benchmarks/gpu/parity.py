@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_device import Device
-from gpu_models import Case
-from gpu_runners import Array, Feed, TorchModule
 
-from arlon_export.feeds import check_sizes, numpy_dtype, opt_sizes, random_feed
+from arlon_export.onnx_graphs.feeds import check_sizes, numpy_dtype, opt_sizes, random_feed
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import GraphSpec, TensorSpec
+from gpu.device import Device
+from gpu.models import Case
+from gpu.runners import Array, Feed, TorchModule
 
 TOLERANCE = {
     ("fp32", "cpu"): 1e-4,   # sums in another order

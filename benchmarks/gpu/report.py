@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_row import WAYS, Measurement, Row
-from gpu_segment import reckon, runs_of_a_segment
-from gpu_video import VideoMeasurement, VideoRow
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from arlon_rt.config import ModelConfig
+from gpu.row import WAYS, Measurement, Row
+from gpu.segment import reckon, runs_of_a_segment
+from gpu.video import VideoMeasurement, VideoRow
 
 HEADS = {
     "eager": "torch eager", "session": "ONNX Runtime", "bound": "ORT bound once", "ort-graph": "ORT CUDA graph",

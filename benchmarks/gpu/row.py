@@ -9,16 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpu_backends import Backend, BuildTimeout
-from gpu_cost import count_bytes, count_flops
-from gpu_device import Call, Device
-from gpu_models import Case, Subject
-from gpu_parity import EAGER_FACTOR, TOLERANCE, graph_sizes, largest_error, make_feed, reference_outputs
-from gpu_runners import Array, BoundSession, Feed, Runner, ShippedSession, TorchModule
-
-from arlon_export.feeds import numpy_dtype
-from arlon_rt.ar import AT_ONCE
-from arlon_rt.backends.session import Looping
+from arlon_export.onnx_graphs.feeds import numpy_dtype
+from arlon_rt.backends import Looping
+from arlon_rt.networks import AT_ONCE
+from gpu.backends import Backend, BuildTimeout
+from gpu.cost import count_bytes, count_flops
+from gpu.device import Call, Device
+from gpu.models import Case, Subject
+from gpu.parity import EAGER_FACTOR, TOLERANCE, graph_sizes, largest_error, make_feed, reference_outputs
+from gpu.runners import Array, BoundSession, Feed, Runner, ShippedSession, TorchModule
 
 WAYS = ("eager", "session", "bound", "ort-graph", "tensorrt", "tensorrt-rtx", "compile", "compile-graph")
 """PyTorch eager; arlon_rt's session of ONNX Runtime; ONNX Runtime bound once, then as a CUDA graph; arlon_rt's session

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from gpu_device import Device
-from gpu_models import Case
 from torch import Tensor, nn
 
-from arlon_export.wrappers import GraphModule
-from arlon_rt.ar import AT_ONCE
-from arlon_rt.backends.session import Handle, Looping, Session
+from arlon_export.onnx_graphs.wrappers import GraphModule
+from arlon_rt.backends import Handle, Looping, Session
 from arlon_rt.graphs import GraphSpec
+from arlon_rt.networks import AT_ONCE
+from gpu.device import Device
+from gpu.models import Case
 
 Array = npt.NDArray[Any]
 Feed = Mapping[str, Array]

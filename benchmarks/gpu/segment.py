@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gpu_row import WAYS, Row
-
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import graph_specs
 from arlon_rt.options import DEFAULTS
+from gpu.row import WAYS, Row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from arlon_rt.backends.session import Session
+from arlon_rt.backends import Session
 from arlon_rt.backends.trt import Gpu
-from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import Flavour
+from arlon_rt.bundle import Bundle, Flavour
 
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[2] / "tests"
 
 
 class StandInGpu:

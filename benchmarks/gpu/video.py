@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-from gpu_backends import Backend, BuildTimeout, OnnxRuntime
-from gpu_device import Device
-from gpu_row import BACKEND_OF, Effort, error_text
 from numpy.typing import NDArray
 
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import ArlonError
 from arlon_rt.events import Finished
 from arlon_rt.graphs import graph_specs
+from arlon_rt.networks import Networks
 from arlon_rt.options import GenerateOptions
 from arlon_rt.pipeline import Pipeline
-from arlon_rt.stages import Stages
+from gpu.backends import Backend, BuildTimeout, OnnxRuntime
+from gpu.device import Device
+from gpu.row import BACKEND_OF, Effort, error_text
 
 PROMPT = "a red circle moves right on a black background"
 SEED = 3
@@ -183,7 +183,7 @@ def _make(pipeline: Pipeline, options: GenerateOptions) -> tuple[Frames, Finishe
 def opened(backend: Backend, bundle: Bundle, precision: str) -> Iterator[Pipeline]:
     """A pipeline of the backend's sessions."""
     sessions = backend.open(bundle, list(graph_specs(bundle.model)), precision)
-    with Pipeline(bundle, Stages.of(bundle, sessions, precision), backend=backend.name) as pipeline:
+    with Pipeline(bundle, Networks.of(bundle, sessions, precision), backend=backend.name) as pipeline:
         yield pipeline
 
 

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arlon_engines.engine import Job
+from arlon_engines.events import Built, Kept, NotBuilt, OnEvent, Waiting
 from arlon_engines.flavour import open_flavour
 from arlon_engines.lock import building_in
 from arlon_engines.process import build_in_process
 from arlon_engines.profiles import Size, profile_name, profiles_of
-from arlon_engines.watch import Built, Kept, NotBuilt, OnEvent, Waiting
-from arlon_rt.built_here import record
-from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import Flavour as FlavourName
-from arlon_rt.engine_file import Identity
-from arlon_rt.engines import EngineEntry, EngineStore, store_to_build_in
+from arlon_rt.bundle import Bundle, EngineEntry, EngineStore, Identity, record, store_to_build_in
+from arlon_rt.bundle import Flavour as FlavourName
 from arlon_rt.errors import ArlonError, EngineError, OptionsError
 
 

@@ -12,18 +12,16 @@ from arlon_engines.build import Request, build, plan
 from arlon_engines.display import Display, print_plan
 from arlon_engines.errors import BuildError
 from arlon_engines.profiles import parse_size
-from arlon_rt.bundle import Bundle
-from arlon_rt.cli_arguments import open_bundle
-from arlon_rt.cli_bundle import add_bundle
-from arlon_rt.engine_file import FLAVOURS
+from arlon_rt.backends import compute_capability
+from arlon_rt.bundle import FLAVOURS, Bundle
+from arlon_rt.cli.arguments import add_bundle, open_bundle
 from arlon_rt.errors import BackendError, OptionsError
-from arlon_rt.gpu import compute_capability
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 
 
 class Build:
-    """The command; see `arlon_rt.cli.Command`."""
+    """The command; see `arlon_rt.cli.main.Command`."""
 
     help = (
         "Build TensorRT engines of a bundle's graphs, those that are missing or out of date. They go into the "

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from arlon_engines.build import Planned
-from arlon_engines.watch import Built, Event, Kept, NotBuilt, Waiting, Working
-from arlon_rt.cli_bundle import scaled
-from arlon_rt.engines import EngineEntry
+from arlon_engines.events import Built, Event, Kept, NotBuilt, Waiting, Working
+from arlon_rt.bundle import EngineEntry
+from arlon_rt.units import scaled
 
 
 class Display:

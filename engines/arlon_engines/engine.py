@@ -15,15 +15,25 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from arlon_engines.errors import BuildError
+from arlon_engines.events import OnEvent, Working
 from arlon_engines.flavour import Flavour, open_flavour
 from arlon_engines.gate import check_warnings
 from arlon_engines.network import Lines, open_log, parse
 from arlon_engines.profiles import shape
-from arlon_engines.watch import OnEvent, Working
-from arlon_rt.bundle import Bundle, contained, digest_chunks, installed_version
-from arlon_rt.engine_file import HEADER_BYTES, EngineHeader, Identity, encode_header
-from arlon_rt.engines import EngineEntry, EngineProfile, source_hash
+from arlon_rt.bundle import (
+    HEADER_BYTES,
+    Bundle,
+    EngineEntry,
+    EngineHeader,
+    EngineProfile,
+    Identity,
+    contained,
+    encode_header,
+    installed_version,
+    source_hash,
+)
 from arlon_rt.errors import BundleError, OutputError
+from arlon_rt.files import digest_chunks
 from arlon_rt.graphs import GraphSpec
 
 EVENT_SECONDS = 0.1

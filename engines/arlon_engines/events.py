@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from arlon_rt.engine_file import Identity
-from arlon_rt.engines import EngineEntry
+from arlon_rt.bundle import EngineEntry, Identity
 
 
 @dataclass(frozen=True, kw_only=True)

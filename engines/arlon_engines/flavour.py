@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, Protocol
 
-from arlon_rt.engine_file import MODULES
-from arlon_rt.engine_file import Flavour as FlavourName
+from arlon_rt.bundle import MODULES
+from arlon_rt.bundle import Flavour as FlavourName
 from arlon_rt.errors import MissingExtraError
 
 

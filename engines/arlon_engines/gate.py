@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from arlon_engines.errors import BuildError
-from arlon_engines.layers import LayerFacts
 from arlon_engines.onnx_nodes import Node
-from arlon_rt.graphs import GraphSpec
-from arlon_rt.manifest import GraphEntry, signature
+from arlon_rt.bundle import GraphEntry
+from arlon_rt.config import ModelConfig
+from arlon_rt.graphs import GraphSpec, signature
 
 _CONTRACT_TYPE = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8",
@@ -143,3 +143,34 @@ def attention_layers(trt: Any, layers: Sequence[Any]) -> list[Any]:
     for layer in found:
         layer.__class__ = trt.IAttentionInputLayer
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFacts:
+    """What a parser that drops something silently would get wrong."""
+
+    attention: int
+    masked: int
+    """Attention layers that see part of their keys only: by a mask, or causally."""
+    cache_updates: tuple[tuple[str, str], ...]
+    """(cache input, output): each updated in place by a layer of its own."""
+
+
+def expected_layers(c: ModelConfig, spec: GraphSpec) -> LayerFacts:
+    """What the graph ``spec`` of a model with this configuration must have.
+
+    In ``ar_prefix`` the last layer's attention feeds nothing: its keys and values are all that is wanted of it.
+    A pair of the DiT's blocks has four: spatial and temporal self-attention, each with cross-attention to the masked
+    text. The autoencoder's 2-D part has one, in the middle.
+    """
+    ar = c.ar.num_layers if c.ar else 0
+    attention, masked = {
+        "text_encoder": (c.text.num_layers, c.text.num_layers),
+        "ar_prefix": (ar - 1, ar - 1),
+        "ar_step": (ar, ar),
+        "dit": (4 * c.dit.depth, 2 * c.dit.depth),
+        "vae_decoder": (1, 0),
+        "vae_encoder": (1, 0),
+    }.get(spec.name, (0, 0))
+    updates = tuple((t.alias, t.name) for t in spec.outputs if t.alias)
+    return LayerFacts(attention=attention, masked=masked, cache_updates=updates)

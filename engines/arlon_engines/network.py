@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from arlon_engines.errors import BuildError
-from arlon_engines.gate import NetworkCounts, attention_layers, check_network
-from arlon_engines.layers import expected_layers
+from arlon_engines.gate import NetworkCounts, attention_layers, check_network, expected_layers
 from arlon_engines.onnx_nodes import read_nodes
 from arlon_rt.bundle import Bundle
 

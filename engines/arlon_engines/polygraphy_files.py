@@ -9,8 +9,7 @@ from pathlib import Path
 from arlon_engines.build import Request, plan
 from arlon_engines.engine import Job
 from arlon_engines.profiles import Bound, shape
-from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import HEADER_BYTES, MODULES
+from arlon_rt.bundle import HEADER_BYTES, MODULES, Bundle
 from arlon_rt.errors import OutputError
 
 TOLERANCE = {"fp32": "1e-3", "fp16": "2e-2", "bf16": "1e-1"}

@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 
 from arlon_engines.engine import Job, build_engine
 from arlon_engines.errors import BuildError
-from arlon_engines.watch import Event, OnEvent
-from arlon_rt.engines import EngineEntry
+from arlon_engines.events import Event, OnEvent
+from arlon_rt.bundle import EngineEntry
 from arlon_rt.errors import ArlonError
 
 STOP_SECONDS = 10.0

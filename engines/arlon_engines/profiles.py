@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from arlon_rt.bundle import ANY_SIZE, EngineProfile
 from arlon_rt.config import ModelConfig
-from arlon_rt.engine_file import ANY_SIZE
-from arlon_rt.engines import EngineProfile
 from arlon_rt.errors import OptionsError
 from arlon_rt.graphs import GraphSpec, TensorSpec, graph_specs
 

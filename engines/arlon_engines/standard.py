@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from arlon_engines.errors import BuildError
-from arlon_rt.bundle import write_atomically
-from arlon_rt.gpu import compute_capability
-from arlon_rt.user_folders import cache_folder
+from arlon_rt.backends import compute_capability
+from arlon_rt.files import cache_folder, write_atomically
 
 
 class Standard:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from arlon_export.checkpoint_arguments import add_published, chosen_checkpoint
+from arlon_export.checkpoints.arguments import add_published, chosen_checkpoint
 from arlon_rt.errors import OptionsError
 
 MOST_GIB = 4096
 
 
 class Export:
-    """The command; see `arlon_rt.cli.Command`."""
+    """The command; see `arlon_rt.cli.main.Command`."""
 
     help = (
         "Export a checkpoint to a bundle of ONNX graphs, each checked against its module as far as memory allows. "

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from arlon_export.watch import GraphDone, Working
+from arlon_export.events import GraphDone, Working
 
 LINE_SECONDS = 20.0
 """Between two plain lines on what the export is at."""

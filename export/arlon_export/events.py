@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from arlon_export.check import Agreement
+from arlon_export.onnx_graphs.check import Agreement
 
 
 @dataclass(frozen=True, kw_only=True)

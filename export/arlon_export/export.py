@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from arlon_export.checkpoint import TOKENIZER, Checkpoint
-from arlon_export.disk import free_bytes, full_disk_named, largest_size, require_room
-from arlon_export.network import Network
+from arlon_export.checkpoints.checkpoint import TOKENIZER, Checkpoint
+from arlon_export.checkpoints.network import Network
+from arlon_export.events import GraphDone, Watch, Working
+from arlon_export.onnx_graphs.precision import PRECISIONS, RUNS_ON_CPU
 from arlon_export.part import Graphs, Part, export_part
-from arlon_export.precision import PRECISIONS, RUNS_ON_CPU
-from arlon_export.watch import GraphDone, Watch, Working
-from arlon_export.work_folder import WorkFolder, origin
-from arlon_rt.bundle import Bundle, write_manifest
-from arlon_rt.config import ModelConfig, to_json
+from arlon_export.work_folder import WorkFolder, free_bytes, full_disk_named, largest_size, origin, require_room
+from arlon_rt.bundle import Bundle, to_json, write_manifest
+from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, OptionsError, OutputError
 from arlon_rt.graphs import GraphSpec, graph_specs
 

@@ -13,20 +13,19 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from arlon_export.check import check_within
-from arlon_export.checkpoint import TOKENIZER
-from arlon_export.cost import graph_bytes, graph_flops
-from arlon_export.feeds import opt_sizes
-from arlon_export.network import Network
-from arlon_export.precision import kept_fp32, network_for
-from arlon_export.to_onnx import export_graph, to_proto, weight_names
-from arlon_export.watch import Watch
-from arlon_export.weights import WeightFile
+from arlon_export.checkpoints.checkpoint import TOKENIZER
+from arlon_export.checkpoints.network import Network
+from arlon_export.events import Watch
+from arlon_export.onnx_graphs.check import check_within
+from arlon_export.onnx_graphs.cost import graph_bytes, graph_flops
+from arlon_export.onnx_graphs.feeds import opt_sizes
+from arlon_export.onnx_graphs.precision import kept_fp32, network_for
+from arlon_export.onnx_graphs.to_onnx import export_graph, to_proto, weight_names
+from arlon_export.onnx_graphs.weights import WeightFile
 from arlon_export.work_folder import MADE_FROM
-from arlon_rt.bundle import Bundle, write_manifest
+from arlon_rt.bundle import Bundle, GraphEntry, write_manifest
 from arlon_rt.config import ModelConfig
-from arlon_rt.graphs import GraphSpec
-from arlon_rt.manifest import GraphEntry, signature
+from arlon_rt.graphs import GraphSpec, signature
 
 Graphs = dict[str, dict[str, GraphEntry]]
 Weights = Mapping[tuple[str, str], frozenset[str]]

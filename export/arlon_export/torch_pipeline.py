@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from arlon_export.wrappers import GraphModule
+from arlon_export.onnx_graphs.wrappers import GraphModule
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import GraphSpec, graph_specs
+from arlon_rt.networks import Networks
 from arlon_rt.pipeline import Pipeline
-from arlon_rt.stages import Stages
 
 OnCall = Callable[[GraphSpec, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]], None]
 """Called with a graph's spec, what it was fed and what it gave."""
@@ -74,4 +74,4 @@ def torch_pipeline(
         name: TorchSession(spec, lambda name=spec.network: network(name), on_call)  # type: ignore[misc]
         for name, spec in graph_specs(model).items()
     }
-    return Pipeline(unexported, Stages.of(unexported, sessions, "fp32"))
+    return Pipeline(unexported, Networks.of(unexported, sessions, "fp32"))

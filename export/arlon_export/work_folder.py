@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from arlon_export.network import Network
+from arlon_export.checkpoints.network import Network
 from arlon_rt.bundle import Bundle, installed_version
 from arlon_rt.errors import ArlonError, BundleError, OutputError
 
@@ -115,3 +117,48 @@ def origin(network: Network, tokenizer: Path | None, **settings: Any) -> dict[st
 def _stamp(file: Path) -> list[int]:
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
+
+
+GRAPH_BYTES = 8 << 20
+"""An .onnx file without its weights; the published transformer's has 2 MB."""
+
+
+def largest_size(network: Network, graphs: int, precisions: Sequence[str]) -> int:
+    """Bytes that exporting ``network`` may take at most.
+
+    A weight that its file holds in 16 bits is stored once; of one in fp32 only its values tell, so every set counts.
+    """
+    whole = sum(4 if precision == "fp32" else 2 for precision in precisions)
+    weights = sum(
+        math.prod(stored.shape) * (2 if stored.dtype.itemsize == 2 else whole) for stored in network.tensors.values()
+    )
+    return weights + graphs * len(precisions) * GRAPH_BYTES
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that can still be written to the disk of ``folder``."""
+    return shutil.disk_usage(folder).free
+
+
+def require_room(sizes: Iterable[int], folder: Path, free: int) -> None:
+    """Raise `OutputError` unless ``free`` bytes hold files of these sizes."""
+    needed = sum(sizes)
+    if needed > free:
+        raise OutputError(
+            f"the export needs up to {needed / 1e9:.2f} GB in {folder}, {free / 1e9:.2f} GB are free; make room, "
+            "choose another disk with --output, or export fewer graphs (--only) or precision sets (--precision)"
+        )
+
+
+@contextlib.contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turns the system's error on a full disk into an `OutputError` that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutputError(
+            f"the disk of {folder} is full ({free_bytes(folder) / 1e9:.2f} GB free); make room and run the same "
+            "command again"
+        ) from error

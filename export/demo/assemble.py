@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arlon_export.checkpoint import write_checkpoint, write_weights
+from arlon_export.checkpoints.checkpoint import write_checkpoint, write_weights
 from demo.trained import DEFAULTS, load_networks
 from demo.training import Recipe
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from arlon_rt.bundle import from_json
 from arlon_rt.config import (
     ARConfig,
     DiTConfig,
@@ -14,7 +15,6 @@ from arlon_rt.config import (
     VAEConfig,
     VideoConfig,
     VQConfig,
-    from_json,
 )
 from demo.training import Recipe
 

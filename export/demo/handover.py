@@ -20,10 +20,10 @@ from rich.table import Table
 
 from arlon_export.modules.vq import VQVAE
 from arlon_rt.bundle import Bundle, demo_bundle_path
+from arlon_rt.networks import Networks
 from arlon_rt.options import GenerateOptions
 from arlon_rt.pipeline import Pipeline
 from arlon_rt.segments import plan
-from arlon_rt.stages import Stages
 from demo.captions import canonical
 from demo.config import vq_config
 from demo.scene import Scene
@@ -39,7 +39,7 @@ HandOver = Callable[[Scene, int], Pixels]
 class HandOvers:
     """Each method makes a scene's frames with one network more of the real way and the truth before it."""
 
-    def __init__(self, bundle: Bundle, stages: Stages, codec: VQVAE, steps: int) -> None:
+    def __init__(self, bundle: Bundle, stages: Networks, codec: VQVAE, steps: int) -> None:
         self.bundle, self.stages, self.codec, self.steps = bundle, stages, codec, steps
         self.pipeline = Pipeline(bundle, stages)
         self.segment = plan(NUM_FRAMES, bundle.model)[0]
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     codec = load_averaged(args.out, "vq", VQVAE(vq_config()), "cpu")
     assert isinstance(codec, VQVAE)
     bundle = Bundle.open(args.bundle or demo_bundle_path())
-    stages = Stages.open(bundle, backend="onnxruntime", device="cpu", precision=None, threads=None)
+    stages = Networks.open(bundle, backend="onnxruntime", device="cpu", precision=None, threads=None)
     hand_overs = HandOvers(bundle, stages, codec, args.steps)
     scenes = both_kinds(args.prompts, args.seed)
     rows: dict[str, dict[str, float]] = {}

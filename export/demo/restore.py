@@ -18,7 +18,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from arlon_export.checkpoint import build_module
+from arlon_export.checkpoints.checkpoint import build_module
 from arlon_export.modules.vae import VideoVAE
 from arlon_export.modules.vq import VQVAE, Encoder
 from arlon_rt.bundle import Bundle, demo_bundle_path

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from arlon_export.modules.ar import TokenModel
 from arlon_export.modules.stdit3 import STDiT3
 from arlon_rt.config import FlowConfig
-from arlon_rt.flow import timesteps
-from arlon_rt.requesting import IMAGE_FPS
+from arlon_rt.networks import timesteps
+from arlon_rt.request import IMAGE_FPS
 from demo.captions import canonical
 from demo.config import VIDEO, ar_config, dit_config, injection_config, vq_config
 from demo.latents import CHUNK_LATENTS, CLIP_LATENTS, LatentPool

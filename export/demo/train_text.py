@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arlon_export.modules.t5 import T5Encoder
-from arlon_rt.captions import clean_caption
-from arlon_rt.text import Tokenizer
+from arlon_rt.networks import Tokenizer, clean_caption
 from demo.captions import caption, corpus
 from demo.config import text_config
 from demo.scene import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SPEEDS, Scene, sample_scene

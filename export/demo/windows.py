@@ -12,7 +12,7 @@ from torch import Tensor
 
 from arlon_export.modules.t5 import T5Encoder
 from arlon_export.modules.vq import VQVAE
-from arlon_rt.text import Tokenizer
+from arlon_rt.networks import Tokenizer
 from demo.captions import caption
 from demo.config import vq_config
 from demo.latents import CHUNK_LATENTS, LatentPool, is_recoloured, twin_of

@@ -10,8 +10,9 @@ Public names load their module when they are first used, so that importing the p
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from arlon_rt.lazy import lazily
 
 if TYPE_CHECKING:
     from arlon_rt.bundle import Bundle as Bundle
@@ -31,42 +32,33 @@ if TYPE_CHECKING:
     from arlon_rt.events import Progress as Progress
     from arlon_rt.events import PromptCut as PromptCut
     from arlon_rt.events import Started as Started
-    from arlon_rt.footage import read_clip as read_clip
-    from arlon_rt.footage import read_image as read_image
+    from arlon_rt.generation import Chunk as Chunk
     from arlon_rt.generation import Generation as Generation
+    from arlon_rt.generation import Snapshot as Snapshot
     from arlon_rt.options import GenerateOptions as GenerateOptions
     from arlon_rt.pipeline import Pipeline as Pipeline
     from arlon_rt.pipeline import Video as Video
-    from arlon_rt.request import Chunk as Chunk
-    from arlon_rt.snapshot import Snapshot as Snapshot
     from arlon_rt.timeline import Timeline as Timeline
     from arlon_rt.video import VideoWriter as VideoWriter
+    from arlon_rt.video import read_clip as read_clip
+    from arlon_rt.video import read_image as read_image
 
 _HOMES = {
-    "bundle": ("Bundle",),
-    "errors": (
+    "arlon_rt.bundle": ("Bundle",),
+    "arlon_rt.errors": (
         "ArlonError", "BackendError", "BundleError", "BundleNotFoundError", "Cancelled", "MissingExtraError",
         "OptionsError", "OutputError",
     ),
-    "events": ("ChunkReady", "Event", "Failed", "Finished", "FootageRead", "Progress", "PromptCut", "Started"),
-    "footage": ("read_clip", "read_image"),
-    "options": ("GenerateOptions",),
-    "generation": ("Generation",),
-    "pipeline": ("Pipeline", "Video"),
-    "request": ("Chunk",),
-    "snapshot": ("Snapshot",),
-    "timeline": ("Timeline",),
-    "video": ("VideoWriter",),
+    "arlon_rt.events": ("ChunkReady", "Event", "Failed", "Finished", "FootageRead", "Progress", "PromptCut", "Started"),
+    "arlon_rt.generation": ("Chunk", "Generation", "Snapshot"),
+    "arlon_rt.options": ("GenerateOptions",),
+    "arlon_rt.pipeline": ("Pipeline", "Video"),
+    "arlon_rt.timeline": ("Timeline",),
+    "arlon_rt.video": ("VideoWriter", "read_clip", "read_image"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,3 +95,4 @@ class Failed:
 
 
 Event = FootageRead | Started | PromptCut | Progress | ChunkReady | Finished | Failed
+OnEvent = Callable[[Event], object]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -19,3 +22,32 @@ def state_folder() -> Path:
 def _base(variable: str, default: str) -> Path:
     named = Path(os.environ.get(variable, ""))
     return (named if named.is_absolute() else Path.home() / default) / "arlon-rt"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``path`` through a temporary file beside it, so that a reader sees the old content or the new."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def digest_chunks(path: Path, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
+    """The content of ``path`` piece by piece."""
+    with path.open("rb") as file:
+        while chunk := file.read(chunk_bytes):
+            yield chunk

@@ -7,11 +7,20 @@ name of an `Axis`. The dtype ``"float"`` means the float type of the precision s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from arlon_rt.config import ARConfig, ModelConfig
 
+Precision = Literal["fp32", "fp16", "bf16"]
+FLOAT_DTYPE: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""What the contract's dtype ``"float"`` means in each precision set."""
+TensorSignature = tuple[str, str, tuple[int | str, ...]]
+"""(name, dtype, axes): ``("latents", "float32", (1, 4, "frame", "latent_height", "latent_width"))``."""
+STAGE_OF = {"text": "drafting", "ar": "drafting", "vq": "drafting", "dit": "denoising", "vae": "decoding"}
+"""The networks of one lane never run at once, so they share a stream and activations."""
+ALL_STAGES = "all stages"
 DType = Literal["float", "float32", "int64", "bool", "uint8"]
 
 
@@ -309,3 +318,8 @@ def graph_specs(c: ModelConfig) -> dict[str, GraphSpec]:
         specs.append(semantic(c))
     specs += [dit(c), vae_decoder(c), vae_encoder(c)]
     return {s.name: s for s in specs}
+
+
+def signature(tensors: Iterable[TensorSpec], precision: str) -> tuple[TensorSignature, ...]:
+    """The contract's tensors as a precision set has them: dtype ``"float"`` replaced by its float type."""
+    return tuple((t.name, FLOAT_DTYPE[precision] if t.dtype == "float" else t.dtype, t.axes) for t in tensors)

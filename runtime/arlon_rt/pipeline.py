@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 
 from arlon_rt.backends import usual_device
 from arlon_rt.bundle import Bundle, demo_bundle_path
+from arlon_rt.conditioning import Given, checked_frames
 from arlon_rt.errors import ArlonError, OptionsError
-from arlon_rt.generation import Generation, Work
-from arlon_rt.given import Given, checked_frames
+from arlon_rt.events import OnEvent
+from arlon_rt.generation import Generation, Machine, Snapshot, Work
+from arlon_rt.memory import Budget, Demand
+from arlon_rt.networks import GivenTokens, Networks
 from arlon_rt.options import GenerateOptions
-from arlon_rt.reporting import OnEvent
-from arlon_rt.request import Boundary, Request, check_boundary, checked_lead
-from arlon_rt.requesting import Prompts, Requests
-from arlon_rt.snapshot import Machine, Snapshot
-from arlon_rt.stages import Stages
+from arlon_rt.request import Boundary, Prompts, Request, Requests, check_boundary, checked_lead
 from arlon_rt.timeline import Timeline
-from arlon_rt.tokens import GivenTokens
-from arlon_rt.vram import Budget, Demand, parse_bytes
+from arlon_rt.units import parse_bytes
 
 USUAL = GenerateOptions()
 
@@ -54,14 +52,14 @@ class Pipeline:
     """
 
     def __init__(
-        self, bundle: Bundle, stages: Stages, *, backend: str = "", device: str = "", threads: int | None = None,
+        self, bundle: Bundle, networks: Networks, *, backend: str = "", device: str = "", threads: int | None = None,
         budget: Budget | None = None,
     ) -> None:
-        """From stages that are open; `Pipeline.open` is the usual way. The rest says what they run on."""
+        """From networks that are open; `Pipeline.open` is the usual way. The rest says what they run on."""
         self._budget = budget
-        self.bundle, self._stages = bundle, stages
-        self._machine = Machine(backend=backend, device=device, precision=stages.precision, threads=threads)
-        self._requests, self._given = Requests(bundle, stages), Given(stages, bundle.model)
+        self.bundle, self._networks = bundle, networks
+        self._machine = Machine(backend=backend, device=device, precision=networks.precision, threads=threads)
+        self._requests, self._given = Requests(bundle, networks), Given(networks, bundle.model)
         self._turn, self._owner = threading.Lock(), 0
 
     @classmethod
@@ -95,11 +93,11 @@ class Pipeline:
         budget = None if vram_budget is None else Budget(
             size=parse_bytes(vram_budget), demand=Demand.of(sized_for, opened)
         )
-        stages = Stages.open(
+        networks = Networks.open(
             opened, backend=backend, device=device, precision=precision, threads=threads, trust_engines=trust_engines,
             budget=budget,
         )
-        return cls(opened, stages, backend=backend, device=device, threads=threads, budget=budget)
+        return cls(opened, networks, backend=backend, device=device, threads=threads, budget=budget)
 
     def stream(
         self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
@@ -186,7 +184,7 @@ class Pipeline:
         source = request.tokens
         if source is None:
             raise OptionsError("this request injects no tokens: the bundle has no token model, or inject is False")
-        work = Work(self._stages, self.bundle.model, request, lambda event: None)
+        work = Work(self._networks, self.bundle.model, request, lambda event: None)
         with self._one_at_a_time():
             return work.tokens(source, self._requests.code_size(request.view))
 
@@ -205,11 +203,11 @@ class Pipeline:
     @property
     def precision(self) -> str:
         """The precision set that runs, e.g. ``"fp32"``."""
-        return self._stages.precision
+        return self._networks.precision
 
     def close(self) -> None:
         """Close every graph."""
-        self._stages.close()
+        self._networks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -228,7 +226,7 @@ class Pipeline:
             self._budget.check(Demand.of_segments(request.options, self.bundle.model, request.segments))
         report = on_event or (lambda event: None)
         work = Work(
-            self._stages, self.bundle.model, request, report, overlap=overlap, preview=preview, start=start,
+            self._networks, self.bundle.model, request, report, overlap=overlap, preview=preview, start=start,
             all_texts_first=self._budget is not None,
         )
         given = request.tokens.tokens if isinstance(request.tokens, GivenTokens) else None

@@ -10,27 +10,51 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arlon_rt.ahead import Ahead
+import numpy as np
+from numpy.typing import NDArray
+
 from arlon_rt.bundle import Bundle, installed_version
-from arlon_rt.cli_footage import NO_SOURCES, Sources
-from arlon_rt.cli_progress import print_json
-from arlon_rt.encoding import Quality
+from arlon_rt.cli.display import print_json
 from arlon_rt.errors import OptionsError, OutputError
-from arlon_rt.events import Event, Finished, Progress, Started
+from arlon_rt.events import Event, Finished, FootageRead, Progress, Started
+from arlon_rt.generation import Ahead, peak_memory
 from arlon_rt.options import GenerateOptions
-from arlon_rt.peak_memory import peak_memory
 from arlon_rt.segments import plan
-from arlon_rt.sinks import PIPE, Sink, is_folder, open_sink
 from arlon_rt.timeline import Timeline
+from arlon_rt.video import PIPE, Quality, Sink, is_folder, open_sink
 
 if TYPE_CHECKING:
-    from arlon_rt.generation import Generation
+    from arlon_rt.generation import Chunk, Generation, Snapshot
     from arlon_rt.pipeline import Pipeline
-    from arlon_rt.request import Chunk
-    from arlon_rt.snapshot import Snapshot
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What the command's files hold, brought to the model's size and rate."""
+
+    after: NDArray[np.uint8] | None = None
+    references: tuple[NDArray[np.uint8], ...] = ()
+    mask_strategy: str = ""
+    repainted: NDArray[np.uint8] | None = None
+    read: tuple[FootageRead, ...] = ()
+    hashes: dict[str, str] = field(default_factory=dict)
+    """Argument and file name to the file's sha256."""
+
+    def lead(self, chunk: int) -> int:
+        """How many frames of a clip, in whole chunks, the video goes on from."""
+        return 0 if self.after is None or len(self.after) == 1 else len(self.after) // chunk * chunk
+
+    def arguments(self, pipeline: Pipeline) -> dict[str, Any]:
+        """Those of `Pipeline.stream`."""
+        tokens = None if self.repainted is None else pipeline.tokens_of(self.repainted)
+        told = {"after": self.after, "references": self.references, "mask_strategy": self.mask_strategy}
+        return told if tokens is None else {**told, "tokens": tokens}
+
+
+NO_SOURCES = Sources()
 
 
 def snapshot_of(output: str) -> Path | None:
@@ -84,7 +108,7 @@ class Recording:
 
     def same_was_begun(self) -> bool:
         """Whether this very request was stopped before, and can go on."""
-        from arlon_rt.snapshot import Snapshot
+        from arlon_rt.generation import Snapshot
 
         if self.snapshot_path is None or not self.resumable:
             return False

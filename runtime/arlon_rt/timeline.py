@@ -6,7 +6,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,3 +116,49 @@ def _entry(pair: Any) -> tuple[float, str]:
         case (int() | float() as seconds, str() as prompt) if not isinstance(seconds, bool):
             return float(seconds), prompt
     raise OptionsError(f"prompts holds {pair!r:.80}; (seconds, prompt) is expected")
+
+
+class Script:
+    """Which prompt holds when, as it stands: what no segment has claimed yet may change."""
+
+    def __init__(self, timeline: Timeline, segments: Sequence[Segment], fps: float, claimed: int = 0) -> None:
+        """``timeline`` in seconds, for a video of these segments, of which the first ``claimed`` are made."""
+        self._timeline, self._segments, self._fps = timeline, segments, fps
+        self._claimed = claimed
+        self._lock = threading.Lock()
+
+    @property
+    def timeline(self) -> Timeline:
+        return self._timeline
+
+    def claim(self, segment: Segment) -> str:
+        """The segment's prompt, from now on fixed."""
+        with self._lock:
+            self._claimed = segment.index + 1
+            return self._timeline.at(segment.middle(self._fps))
+
+    def set_prompt(self, prompt: str, at: float | None, check: Callable[[str], object]) -> float:
+        """Let ``prompt`` hold from ``at`` seconds on, until a later entry; ``None``: from the next open segment on.
+
+        Returns the second from which it holds. ``check`` raises for a prompt that cannot be used.
+
+        Raises:
+            OptionsError: the prompt cannot be used, or every segment that it would be shown in is claimed.
+        """
+        check(prompt)
+        with self._lock:
+            still_open = [segment for segment in self._segments if segment.index >= self._claimed]
+            if not still_open:
+                raise OptionsError("the prompt of every segment is in use already; nothing is left to change")
+            start = still_open[0].frames.start / self._fps if at is None else at
+            shown = next((s for s in self._segments if s.middle(self._fps) >= start), None)
+            if not start >= 0 or shown is None or shown.index < self._claimed:
+                raise OptionsError(
+                    f"at is {start:g} seconds, where nothing can change any more; segments that are still open begin "
+                    f"at {', '.join(f'{s.frames.start / self._fps:.2f}' for s in still_open[:8])} seconds"
+                )
+            before = self._segments[shown.index - 1].middle(self._fps) if shown.index else -1.0
+            others = [e for e in self._timeline.entries if e[0] <= before or e[0] > shown.middle(self._fps)]
+            start = start if others and others[0][0] == 0 else 0.0
+            self._timeline = Timeline(tuple(sorted([*others, (float(start), prompt)])))
+        return float(start)

@@ -12,7 +12,7 @@ import torch
 from arlon_export.modules.ar import TokenModel
 from arlon_export.modules.stdit3 import STDiT3
 from arlon_export.modules.vae import VideoVAE
-from arlon_rt.backends.session import open_session
+from arlon_rt.backends import open_session
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from demo.config import ar_config, dit_config, injection_config, vae_config
 from demo.latents import encode_clip

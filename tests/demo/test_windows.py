@@ -13,8 +13,8 @@ from torch import Tensor
 
 from arlon_export.modules.ar import TokenModel
 from arlon_export.modules.vq import VQVAE
+from arlon_rt.networks.vq import VQDecoder
 from arlon_rt.segments import Segment, plan
-from arlon_rt.vqvae import VQDecoder
 from demo.captions import canonical
 from demo.config import ar_config, model_config, vq_config
 from demo.latents import CHUNK_LATENTS, CLIP_LATENTS, LatentPool, clip_of, is_recoloured, twin_of

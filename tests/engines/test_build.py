@@ -18,12 +18,10 @@ import pytest
 import arlon_engines
 import arlon_rt
 from arlon_engines.engine import write_engine
+from arlon_engines.events import Event, Waiting, Working
 from arlon_engines.lock import building_in
 from arlon_engines.profiles import profiles_of
-from arlon_engines.watch import Event, Waiting, Working
-from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.engine_file import HEADER_BYTES, read_plan
-from arlon_rt.engines import find_engine, find_entry
+from arlon_rt.bundle import HEADER_BYTES, Bundle, demo_bundle_path, find_engine, find_entry, read_plan
 from arlon_rt.errors import OutputError
 from engine_builds import GPUS, SMALL, Engines, build_engines, change_graph
 

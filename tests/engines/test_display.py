@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from arlon_engines.display import Display
-from arlon_engines.watch import Built, Event, Kept, NotBuilt, Waiting, Working
-from arlon_rt.engine_file import EngineHeader, Identity
-from arlon_rt.engines import EngineEntry
+from arlon_engines.events import Built, Event, Kept, NotBuilt, Waiting, Working
+from arlon_rt.bundle import EngineEntry, EngineHeader, Identity
 
 ADA = Identity(flavour="tensorrt-rtx", version="1.7.1.116", compute_capability="sm89", precision="fp16")
 HEADER = EngineHeader(graph="dit", identity=ADA, source="0" * 64, plan_bytes=26_600_000, plan_sha256="1" * 64)

@@ -13,10 +13,18 @@ from pathlib import Path
 import pytest
 
 import arlon_rt
-from arlon_rt.built_here import record_path
-from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.engine_file import HEADER_BYTES, Identity, encode_header, read_header
-from arlon_rt.engines import engine_stores, find_engine, store_to_build_in
+from arlon_rt.bundle import (
+    HEADER_BYTES,
+    Bundle,
+    Identity,
+    demo_bundle_path,
+    encode_header,
+    engine_stores,
+    find_engine,
+    read_header,
+    store_to_build_in,
+)
+from arlon_rt.bundle.trust import record_path
 from arlon_rt.errors import BundleError, EngineError, EngineNotFoundError
 from engine_builds import SMALL, Engines, build_engines, change_graph
 
@@ -257,8 +265,9 @@ def test_a_profile_too_long_for_the_header_is_an_error(demo_engines: Engines) ->
 
 def test_looking_for_an_engine_loads_neither_numpy_nor_tensorrt(demo_engines: Engines) -> None:
     code = (
-        "import sys; from arlon_rt.bundle import Bundle, demo_bundle_path; from arlon_rt.engine_file import Identity;"
-        "from arlon_rt.engines import find_engine;"
+        "import sys; from arlon_rt.bundle.bundle import Bundle, demo_bundle_path;"
+        "from arlon_rt.bundle.engine_file import Identity;"
+        "from arlon_rt.bundle.engines import find_engine;"
         f"find_engine(Bundle.open(demo_bundle_path()), 'dit', {THIS!r});"
         "print({'numpy', 'tensorrt', 'tensorrt_rtx', 'onnxruntime', 'torch'} & sys.modules.keys())"
     )

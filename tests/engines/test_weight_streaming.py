@@ -11,9 +11,7 @@ import tensorrt_rtx
 
 from arlon_engines.build import Request
 from arlon_engines.polygraphy_files import write_scripts
-from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import Identity, read_header
-from arlon_rt.engines import build_command, find_engine
+from arlon_rt.bundle import Bundle, Identity, build_command, find_engine, read_header
 from arlon_rt.errors import EngineError
 from engine_builds import build_engines
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arlon_export.checkpoint import read_checkpoint
+from arlon_export.checkpoints.checkpoint import read_checkpoint
 from arlon_export.export import export_bundle
 from published_files import Published, State, random_states
 from tiny_bundle import tokenizer

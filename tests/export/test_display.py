@@ -6,9 +6,9 @@ import io
 
 from rich.console import Console
 
-from arlon_export.check import Agreement
 from arlon_export.display import LINE_SECONDS, Display
-from arlon_export.watch import GraphDone, Working
+from arlon_export.events import GraphDone, Working
+from arlon_export.onnx_graphs.check import Agreement
 
 
 def shown(terminal: bool, seconds: float) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arlon_export.checkpoint import build_module
+from arlon_export.checkpoints.checkpoint import build_module
 from arlon_rt.cli import main
 from published_files import BASELINE, Published, command
 

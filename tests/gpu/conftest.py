@@ -8,9 +8,8 @@ import pytest
 
 import on_gpu
 from arlon_rt.backends import BACKENDS
-from arlon_rt.bundle import Bundle, demo_bundle_path
+from arlon_rt.bundle import FLAVOURS, Bundle, demo_bundle_path
 from arlon_rt.cli import main
-from arlon_rt.engine_file import FLAVOURS
 from on_gpu import UnderTest
 
 SLACK_BYTES = 8_000_000

@@ -8,8 +8,7 @@ from __future__ import annotations
 import pytest
 
 import gpu_checks
-from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.engine_file import FLAVOURS
+from arlon_rt.bundle import FLAVOURS, Bundle, demo_bundle_path
 from on_gpu import UnderTest, graphs_of, needs_gpu
 
 pytestmark = needs_gpu

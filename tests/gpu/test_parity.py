@@ -1,7 +1,7 @@
 """On a GPU: each graph of the demo bundle, by every backend that is installed, beside ONNX Runtime on the CPU in fp32.
 
 Written without a GPU; not executed on one yet. All of it ran on the stand-in (tests/gpu_files_on_stand_in.py), and at
-small sizes with ONNX Runtime on the CPU as the backend (tests/runtime/test_gpu_checks.py).
+small sizes with ONNX Runtime on the CPU as the backend (tests/runtime/backends/test_gpu_checks.py).
 """
 
 from __future__ import annotations

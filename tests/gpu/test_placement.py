@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from arlon_rt.backends.ort_placement import place_graph
+from arlon_rt.backends.ort import place_graph
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.graphs import graph_specs
 from on_gpu import backend_missing, needs_gpu

@@ -10,8 +10,8 @@ import pytest
 
 from arlon_rt import GenerateOptions, OptionsError, Pipeline
 from arlon_rt.conditioning import Conditions, Placement, Reference
+from arlon_rt.generation import Snapshot
 from arlon_rt.segments import Segment, plan
-from arlon_rt.snapshot import Snapshot
 from tiny_bundle import TINY
 from watched import watched
 
@@ -91,7 +91,7 @@ def test_references_are_kept_and_the_rest_is_made(folder: Path) -> None:
     first, last = clip(1), clip(34, 1)
     with pipeline:
         list(pipeline.stream(PROMPT, TWO, references=[first, last], mask_strategy="0;1,1,-5,-5,5"))
-        encode = pipeline._stages.vae_encoder.encode_clip
+        encode = pipeline._networks.vae_encoder.encode_clip
         start, end = calls["dit"][0], calls["dit"][4]
         assert np.array_equal(start["latents"][:, :, :1], encode(np.repeat(first, 17, axis=0))[:, :, :1])
         assert np.array_equal(end["latents"][:, :, 15:], encode(last)[:, :, 5:])
@@ -119,7 +119,7 @@ def test_an_image_of_its_own_is_encoded_alone(folder: Path) -> None:
     with pipeline:
         one = GenerateOptions(num_frames=1)
         list(pipeline.stream(PROMPT, one, references=[clip(1)], mask_strategy="0,0,0,0,1,0.5"))
-        assert np.array_equal(calls["dit"][0]["latents"], pipeline._stages.vae_encoder.encode(clip(1)))
+        assert np.array_equal(calls["dit"][0]["latents"], pipeline._networks.vae_encoder.encode(clip(1)))
 
 
 def test_an_image_is_made_anew_in_part(pipeline: Pipeline) -> None:
@@ -145,9 +145,9 @@ def test_the_tokens_of_what_is_shown_are_what_the_model_goes_on_from(pipeline: P
     tokens = generation.snapshot().boundary.tokens
     generation.close()
     assert tokens is not None
-    latents, area = pipeline._stages.vae_encoder.encode_clip(reference), 4
+    latents, area = pipeline._networks.vae_encoder.encode_clip(reference), 4
     for frame, shown in ((1, [0, 0, 1, 2]), (2, [3, 4, 5, 6])):   # its latents are placed from the fifth on, stride 4
-        codes = pipeline._stages.vq_encoder.encode(latents[:, :, shown])[0, 0].flatten()
+        codes = pipeline._networks.vq_encoder.encode(latents[:, :, shown])[0, 0].flatten()
         at = frame * area - tokens.dropped
         assert list(tokens.codes[at : at + area]) == codes.tolist()
 
@@ -182,7 +182,7 @@ def test_what_was_made_before_wins_over_a_reference(folder: Path) -> None:
     pipeline, calls = watched(folder)
     with pipeline:
         chunks = list(pipeline.stream(PROMPT, TWO, references=[clip(17)], mask_strategy="1,0,0,0,5,0.5"))
-        kept = pipeline._stages.vae_encoder.encode(chunks[3].frames)
+        kept = pipeline._networks.vae_encoder.encode(chunks[3].frames)
         assert np.array_equal(calls["dit"][4]["latents"][:, :, :5], kept)
         assert calls["dit"][4]["frame_mask"].tolist() == [False] * 5 + [True] * 15
 

@@ -15,14 +15,12 @@ import pytest
 
 import arlon_rt
 from arlon_rt import Cancelled, GenerateOptions, OptionsError, Pipeline
-from arlon_rt.backends.session import open_session
+from arlon_rt.backends import open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import ArlonError, BackendError
 from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, PromptCut, Started
 from arlon_rt.graphs import graph_specs
-from arlon_rt.stages import Stages
-from arlon_rt.text import Tokenizer
-from arlon_rt.vae import decoder_frame_index, encoder_frame_index
+from arlon_rt.networks import Networks, Tokenizer, decoder_frame_index, encoder_frame_index
 from tiny_bundle import TINY, baseline_model, write_tiny_bundle
 from watched import Watched, watched
 
@@ -269,7 +267,7 @@ def test_latents_that_are_no_numbers_are_an_error(folder: Path) -> None:
     bundle = Bundle.open(folder)
     sessions: dict[str, Any] = {name: open_session(bundle, name, threads=1) for name in graph_specs(TINY)}
     sessions["dit"] = Broken(sessions["dit"], [])
-    broken = Pipeline(bundle, Stages.of(bundle, sessions, "fp32"))
+    broken = Pipeline(bundle, Networks.of(bundle, sessions, "fp32"))
     events: list[Event] = []
     with broken, pytest.raises(BackendError, match="not finite"):
         broken.generate(PROMPT, on_event=events.append)

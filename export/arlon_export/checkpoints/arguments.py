@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from arlon_rt.errors import OptionsError
 
 if TYPE_CHECKING:
-    from arlon_export.checkpoint import Checkpoint
+    from arlon_export.checkpoints.checkpoint import Checkpoint
 
 PUBLISHED = {
     "dit": (" (required)", "STDiT3"), "vae": (" (required)", "the video autoencoder"),
@@ -42,8 +42,8 @@ def chosen_checkpoint(args: argparse.Namespace) -> Checkpoint:
     Raises:
         OptionsError: both are given, or neither wholly.
     """
-    from arlon_export.checkpoint import read_checkpoint
-    from arlon_export.published import read_published
+    from arlon_export.checkpoints.checkpoint import read_checkpoint
+    from arlon_export.checkpoints.published import read_published
 
     given = published_given(args)
     if args.checkpoint is not None:

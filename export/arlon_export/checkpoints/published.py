@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arlon_export.add_ons import (
+from arlon_export.checkpoints.add_ons import (
     Assumptions,
     ar_config,
     injection_config,
@@ -16,12 +16,12 @@ from arlon_export.add_ons import (
     vq_config,
     with_injection_prefix,
 )
-from arlon_export.checkpoint import Checkpoint, expected_shapes
-from arlon_export.published_config import dit_config, text_config, vae_config, with_statistics
-from arlon_export.state_dict import StateDict, check_fit, merge, open_state_dict, renamed, weight_files
+from arlon_export.checkpoints.checkpoint import Checkpoint, expected_shapes
+from arlon_export.checkpoints.published_config import dit_config, text_config, vae_config, with_statistics
+from arlon_export.checkpoints.state_dict import StateDict, check_fit, merge, open_state_dict, renamed, weight_files
 from arlon_rt.config import DiTConfig, ModelConfig, TextConfig, VAEConfig, VideoConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError
-from arlon_rt.limits import check_model
+from arlon_rt.bundle import check_model
 from arlon_rt.options import GenerateOptions
 
 TOKENIZER = "spiece.model"
@@ -50,7 +50,7 @@ def read_published(
     """Open published weights, each a file or a Hugging Face folder; only headers are read.
 
     Without ``ar``, ``vq`` and ``injection`` it is plain Open-Sora v1.2 (baseline mode). What the add-ons' shapes do not
-    say is read from ``arlon.json`` beside them, see `arlon_export.add_ons`.
+    say is read from ``arlon.json`` beside them, see `arlon_export.checkpoints.add_ons`.
 
     Args:
         video: the video made when nothing else is asked for; ``None``: 512x512, 24 frames a second, 68 frames.

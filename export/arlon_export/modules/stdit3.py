@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from arlon_export.modules.dit_layers import Block, CaptionEmbedder, FinalLayer, ScalarEmbedder, residual_dtype
 from arlon_export.modules.injection import SemanticInjection
 from arlon_rt.config import DiTConfig, InjectionConfig
-from arlon_rt.tables import position_table
+from arlon_rt.networks import position_table
 
 NUM_TIMESTEPS = 1000.0
 """The timestep of pure noise."""

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from arlon_export.checkpoints.network import Network
 from arlon_export.errors import ExportError
-from arlon_export.feeds import Feed, Sizes, check_sizes, random_feed, shape
-from arlon_export.network import Network
-from arlon_export.precision import (
+from arlon_export.onnx_graphs.feeds import Feed, Sizes, check_sizes, random_feed, shape
+from arlon_export.onnx_graphs.precision import (
     FLOAT_TOLERANCE,
     LEVEL_TOLERANCE,
     RUNS_ON_CPU,
@@ -27,9 +27,9 @@ from arlon_export.precision import (
     TORCH_DTYPE,
     network_for,
 )
+from arlon_export.onnx_graphs.wrappers import GraphModule
 from arlon_export.torch_pipeline import run_module
-from arlon_export.wrappers import GraphModule
-from arlon_rt.backends.session import open_session
+from arlon_rt.backends import open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import GraphSpec, TensorSpec

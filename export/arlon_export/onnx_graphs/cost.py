@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from arlon_export.errors import ExportError
-from arlon_export.feeds import Sizes, shape
-from arlon_rt.graphs import GraphSpec
-from arlon_rt.manifest import signature
+from arlon_export.onnx_graphs.feeds import Sizes, shape
+from arlon_rt.graphs import GraphSpec, signature
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int64": 8, "bool": 1, "uint8": 1}
 

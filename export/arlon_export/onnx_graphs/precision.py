@@ -14,8 +14,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from arlon_export.checkpoints.network import with_tensors
 from arlon_export.errors import ExportError
-from arlon_export.network import with_tensors
 
 TORCH_DTYPE: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = tuple(TORCH_DTYPE)

@@ -16,12 +16,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
+from arlon_export.checkpoints.network import with_tensors
+from arlon_export.checkpoints.state_dict import StateDict, StoredTensor
 from arlon_export.errors import ExportError
-from arlon_export.feeds import random_feed, trace_sizes
-from arlon_export.network import with_tensors
-from arlon_export.precision import TORCH_DTYPE
-from arlon_export.state_dict import StateDict, StoredTensor
-from arlon_export.wrappers import NAMED, PREFIX, GraphModule
+from arlon_export.onnx_graphs.feeds import random_feed, trace_sizes
+from arlon_export.onnx_graphs.precision import TORCH_DTYPE
+from arlon_export.onnx_graphs.wrappers import NAMED, PREFIX, GraphModule
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import GraphSpec, TensorSpec
 

@@ -15,7 +15,7 @@ import torch
 from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 from torch import Tensor
 
-from arlon_export.state_dict import StateDict, StoredTensor
+from arlon_export.checkpoints.state_dict import StateDict, StoredTensor
 from arlon_rt.errors import BundleError
 
 PAGE_BYTES = 4096

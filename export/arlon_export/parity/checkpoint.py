@@ -15,14 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from arlon_export.check import contribution, output_error, tolerance
-from arlon_export.checkpoint import Checkpoint
-from arlon_export.precision import RUNS_ON_CPU, TORCH_DTYPE, network_for
+from arlon_export.checkpoints.checkpoint import Checkpoint
+from arlon_export.onnx_graphs.check import contribution, output_error, tolerance
+from arlon_export.onnx_graphs.precision import RUNS_ON_CPU, TORCH_DTYPE, network_for
+from arlon_export.onnx_graphs.wrappers import GraphModule
 from arlon_export.torch_pipeline import run_module, torch_pipeline
-from arlon_export.wrappers import GraphModule
-from arlon_rt.backends.session import open_session
-from arlon_rt.bundle import Bundle
-from arlon_rt.config import to_json
+from arlon_rt.backends import open_session
+from arlon_rt.bundle import Bundle, to_json
 from arlon_rt.errors import BundleError
 from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.options import GenerateOptions

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from arlon_export.checkpoint_arguments import add_published, chosen_checkpoint, published_given
+from arlon_export.checkpoints.arguments import add_published, chosen_checkpoint, published_given
 from arlon_rt.errors import OptionsError
 from arlon_rt.options import GenerateOptions
 
@@ -16,7 +16,7 @@ SIZES = ("num_frames", "height", "width", "num_inference_steps")
 
 
 class Parity:
-    """The command; see `arlon_rt.cli.Command`."""
+    """The command; see `arlon_rt.cli.main.Command`."""
 
     help = (
         "Compare the graphs that ship with recorded outputs of Open-Sora's own code, or, with --checkpoint, a bundle "
@@ -56,7 +56,7 @@ class Parity:
 
 
 def _with_recorded(args: argparse.Namespace) -> int:
-    from arlon_export.parity import run_parity
+    from arlon_export.parity.recorded import run_parity
 
     console = Console(highlight=False)
     table = Table("case", "what", "relative error", "tolerance", "verdict")
@@ -71,7 +71,7 @@ def _with_recorded(args: argparse.Namespace) -> int:
 
 
 def _with_checkpoint(args: argparse.Namespace, by_request: dict[str, str | int]) -> int:
-    from arlon_export.parity_checkpoint import compare_checkpoint
+    from arlon_export.parity.checkpoint import compare_checkpoint
     from arlon_rt.bundle import Bundle
 
     console = Console(highlight=False)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from arlon_export.check import relative_error
-from arlon_export.checkpoint import Checkpoint
+from arlon_export.checkpoints.checkpoint import Checkpoint
+from arlon_export.checkpoints.published_config import read_dit_config
+from arlon_export.checkpoints.state_dict import StateDict, open_state_dict
 from arlon_export.export import export_bundle
-from arlon_export.parity import Array, Cases, Family, Result, field, read_cases
-from arlon_export.published_config import read_dit_config
-from arlon_export.state_dict import StateDict, open_state_dict
-from arlon_rt.backends.session import Session, open_session
+from arlon_export.onnx_graphs.check import relative_error
+from arlon_export.parity.cases import Array, Cases, Family, Result, field, read_cases
+from arlon_rt.backends import Session, open_session
 from arlon_rt.config import DiTConfig, ModelConfig, TextConfig, VAEConfig, VideoConfig
-from arlon_rt.tables import position_table, rotary_tables
+from arlon_rt.networks import position_table, rotary_tables
 
 PIXELS_PER_LATENT, FRAMES_PER_CHUNK, LATENTS_PER_CHUNK = 8, 17, 5
 

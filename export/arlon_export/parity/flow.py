@@ -13,21 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arlon_export.check import relative_error
-from arlon_export.checkpoint import Checkpoint
+from arlon_export.checkpoints.checkpoint import Checkpoint
+from arlon_export.checkpoints.network import Network, open_network
+from arlon_export.checkpoints.state_dict import StoredTensor
 from arlon_export.export import export_bundle
 from arlon_export.modules.stdit3 import STDiT3
-from arlon_export.network import Network, open_network
-from arlon_export.parity import Array, Family, Result, field, read_cases
-from arlon_export.parity_dit import dit_checkpoint
-from arlon_export.state_dict import StoredTensor
-from arlon_rt.backends.session import Session, open_session
+from arlon_export.onnx_graphs.check import relative_error
+from arlon_export.parity.cases import Array, Family, Result, field, read_cases
+from arlon_export.parity.dit import dit_checkpoint
+from arlon_rt.backends import Session, open_session
 from arlon_rt.bundle import Bundle
 from arlon_rt.config import DiTConfig
-from arlon_rt.dit import denoise
 from arlon_rt.errors import BundleError
-from arlon_rt.flow import schedule, timesteps
-from arlon_rt.prompts import guidance_weights
+from arlon_rt.networks import denoise, guidance_weights, schedule, timesteps
 
 CONDITIONAL, UNCONDITIONAL, ACTIVE = 0.3, -0.1, 0.05
 """What the toy velocity adds for each half of the guidance, and on frames of a mask that are being generated."""

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-from arlon_export.check import relative_error
-from arlon_export.checkpoint import Checkpoint, read_json
+from arlon_export.checkpoints.checkpoint import Checkpoint, read_json
+from arlon_export.checkpoints.state_dict import StateDict, open_state_dict
 from arlon_export.export import export_bundle
-from arlon_export.parity import Array, Cases, Family, Result, field, read_cases
-from arlon_export.parity_dit import dit_checkpoint
-from arlon_export.state_dict import StateDict, open_state_dict
-from arlon_rt.backends.ort_library import import_runtime
-from arlon_rt.bundle import Bundle
-from arlon_rt.config import DiTConfig, VAEConfig, from_json
+from arlon_export.onnx_graphs.check import relative_error
+from arlon_export.parity.cases import Array, Cases, Family, Result, field, read_cases
+from arlon_export.parity.dit import dit_checkpoint
+from arlon_rt.backends.ort import import_runtime
+from arlon_rt.bundle import Bundle, from_json
+from arlon_rt.config import DiTConfig, VAEConfig
 from arlon_rt.errors import BundleError
-from arlon_rt.vae import decoder_frame_index, encoder_frame_index
+from arlon_rt.networks import decoder_frame_index, encoder_frame_index
 
 PIXELS = "pixels"
 _SPATIAL = ("block_out_channels", "layers_per_block", "norm_num_groups", "scaling_factor", "latent_channels")

@@ -1,12 +1,24 @@
-"""Sessions: one file a backend."""
+"""What runs graphs: one folder a backend, and the one place that chooses between them."""
 
 from __future__ import annotations
 
-from arlon_rt.engine_file import FLAVOURS
+from typing import TYPE_CHECKING
 
-BACKENDS = ("onnxruntime", *FLAVOURS)
+from arlon_rt.lazy import lazily
 
+if TYPE_CHECKING:
+    from arlon_rt.backends.device import BACKENDS as BACKENDS
+    from arlon_rt.backends.device import compute_capability as compute_capability
+    from arlon_rt.backends.device import usual_device as usual_device
+    from arlon_rt.backends.open import open_session as open_session
+    from arlon_rt.backends.open import open_sessions as open_sessions
+    from arlon_rt.backends.session import Array as Array
+    from arlon_rt.backends.session import Handle as Handle
+    from arlon_rt.backends.session import Looping as Looping
+    from arlon_rt.backends.session import Session as Session
 
-def usual_device(backend: str) -> str:
-    """Where a backend runs that is told nothing else."""
-    return "cpu" if backend == "onnxruntime" else "cuda"
+__getattr__ = lazily(__name__, {
+    "arlon_rt.backends.device": ("BACKENDS", "compute_capability", "usual_device"),
+    "arlon_rt.backends.open": ("open_session", "open_sessions"),
+    "arlon_rt.backends.session": ("Array", "Handle", "Looping", "Session"),
+})

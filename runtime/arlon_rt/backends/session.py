@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from arlon_rt.backends import BACKENDS
-from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import FLAVOURS
 from arlon_rt.errors import BackendError, MissingExtraError
-from arlon_rt.graphs import GraphSpec, TensorSpec
-from arlon_rt.manifest import signature
-from arlon_rt.vram import Budget, mebibytes
+from arlon_rt.graphs import GraphSpec, TensorSpec, signature
 
 Array = npt.NDArray[Any]
 
@@ -90,76 +84,7 @@ class Looping(Protocol):
         """
 
 
-def open_sessions(
-    bundle: Bundle,
-    graphs: Iterable[str],
-    *,
-    backend: str = "onnxruntime",
-    device: str = "cpu",
-    precision: str = "fp32",
-    threads: int | None = None,
-    trust_engines: bool = False,
-    budget: Budget | None = None,
-) -> dict[str, Session]:
-    """Open ``graphs`` of ``bundle``; the only place that chooses a backend. When one fails, the others are closed.
 
-    Args:
-        backend: one of `BACKENDS`.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        precision: ``"fp32"``, ``"fp16"``, …: a precision set of the bundle.
-        threads: CPU threads inside one operator; ``None`` lets the backend choose.
-        trust_engines: load TensorRT engines that this user did not build; an engine is code.
-        budget: GPU memory that the sessions keep to together; TensorRT's alone can.
-
-    Raises:
-        BundleError: the bundle has no such graph or its file is damaged.
-        BudgetError: the budget does not hold the graphs.
-        BackendError: the backend cannot run it here.
-    """
-    if threads is not None and threads < 1:
-        raise BackendError(f"threads is {threads}; it must be 1 or more, or None to let the backend choose")
-    names = list(graphs)
-    opening: Iterator[Session]
-    if backend == "onnxruntime":
-        from arlon_rt.backends.ort import OrtSession
-
-        if budget is not None:
-            raise BackendError(
-                f"vram_budget is {mebibytes(budget.size)}, but backend onnxruntime keeps to none; leave it out, or use "
-                "backend tensorrt or tensorrt-rtx (`arlon-rt generate --vram-budget … --dry-run` shows their plan)"
-            )
-        opening = (
-            OrtSession.open(bundle, graph, device=device, precision=precision, threads=threads) for graph in names
-        )
-    elif flavour := next((name for name in FLAVOURS if name == backend), None):
-        from arlon_rt.backends.trt_open import open_engines
-
-        if threads is not None:
-            raise BackendError(f"threads is {threads}, but backend {backend} runs on a GPU; leave threads out")
-        opening = open_engines(
-            bundle, names, flavour=flavour, device=device, precision=precision, trust=trust_engines,
-            budget=budget,
-        )
-    else:
-        raise BackendError(f"backend is {backend!r}; this version has {', '.join(map(repr, BACKENDS))}")
-    with ExitStack() as on_error:
-        opened: dict[str, Session] = {}
-        for graph, session in zip(names, opening, strict=True):
-            opened[graph] = session
-            on_error.callback(session.close)
-        on_error.pop_all()
-    return opened
-
-
-def open_session(
-    bundle: Bundle, graph: str, *, backend: str = "onnxruntime", device: str = "cpu", precision: str = "fp32",
-    threads: int | None = None,
-) -> Session:
-    """Open one graph; see `open_sessions`."""
-    opened = open_sessions(
-        bundle, [graph], backend=backend, device=device, precision=precision, threads=threads
-    )
-    return opened[graph]
 
 
 class FeedCheck:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arlon_rt.bundle.folder import MANIFEST, TOKENIZER, contained, listed_files
+from arlon_rt.bundle.manifest import MAX_BYTES, FileEntry, GraphEntry, Manifest, check, parse, serialize
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError
+from arlon_rt.files import digest_chunks, write_atomically
 from arlon_rt.graphs import GraphSpec, graph_specs
-from arlon_rt.manifest import MAX_BYTES, FileEntry, GraphEntry, Manifest, check, check_name, parse, serialize
 
 if TYPE_CHECKING:
-    from arlon_rt.verification import Finding
-
-MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
-ENGINES = "engines"
-"""Folder of engines built on this machine: a cache, which the manifest never lists."""
+    from arlon_rt.bundle.verification import Finding
 
 
 @dataclass(frozen=True)
@@ -119,29 +114,11 @@ class Bundle:
             )
         return path
 
-    def verify(self, deep: bool = False, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
-        """Everything wrong with the files of this bundle; see `arlon_rt.verification.verify`."""
-        from arlon_rt.verification import verify
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+        """Everything wrong with the files of this bundle; see `arlon_rt.bundle.verification.verify`."""
+        from arlon_rt.bundle.verification import verify
 
-        return list(verify(self, deep=deep, progress=progress))
-
-
-def contained(folder: Path, name: str) -> Path:
-    """The regular file ``name`` inside ``folder``.
-
-    Raises:
-        BundleError: the name is not plain and relative, a link leaves the folder, or there is no such file.
-    """
-    check_name(name)
-    path = folder / name
-    try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise BundleError(f"{path} is a link that leaves the bundle; copy the file into it")
-        if not path.is_file():
-            raise BundleError(f"{path} is missing; run `arlon-rt verify {folder}`, or copy the bundle again")
-    except (OSError, RuntimeError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
-    return path
+        return list(verify(self, progress))
 
 
 def demo_bundle_path() -> Path:
@@ -150,7 +127,7 @@ def demo_bundle_path() -> Path:
     Raises:
         BundleNotFoundError: this installation has none.
     """
-    path = Path(__file__).parent / "demo_bundle"
+    path = Path(__file__).parents[1] / "demo_bundle"
     if not (path / MANIFEST).is_file():
         raise BundleNotFoundError(f"the demo bundle is not installed ({path}); name a bundle with --bundle PATH")
     return path
@@ -188,28 +165,6 @@ def write_manifest(
     return manifest
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``path`` through a temporary file beside it, so that a reader sees the old content or the new."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 def installed_version(distribution: str = "arlon-rt") -> str:
     """Version of an installed distribution; ``"0+source"`` when it runs from a source folder alone."""
     from importlib.metadata import PackageNotFoundError, version
@@ -218,19 +173,6 @@ def installed_version(distribution: str = "arlon-rt") -> str:
         return version(distribution)
     except PackageNotFoundError:
         return "0+source"
-
-
-def listed_files(folder: Path) -> list[str]:
-    """Names of the files below ``folder`` that a manifest must list: all but itself and the engines' cache."""
-    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
-    return sorted(n for n in names if n != MANIFEST and not n.startswith(f"{ENGINES}/"))
-
-
-def digest_chunks(path: Path, chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
-    """The content of ``path`` piece by piece."""
-    with path.open("rb") as file:
-        while chunk := file.read(chunk_bytes):
-            yield chunk
 
 
 def _entry(path: Path) -> FileEntry:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from arlon_rt.config import from_json, to_json
+from arlon_rt.bundle.schema import from_json, to_json
 from arlon_rt.errors import BundleError, EngineError
 
 MAGIC = b"arlon-rt engine 1\n"

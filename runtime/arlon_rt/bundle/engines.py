@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arlon_rt.built_here import was_built_here
-from arlon_rt.bundle import ENGINES, Bundle, demo_bundle_path, write_atomically
-from arlon_rt.config import from_json, to_json
-from arlon_rt.engine_file import ANY_SIZE, EngineHeader, Identity, check_plan, read_header
+from arlon_rt.bundle.bundle import Bundle, demo_bundle_path
+from arlon_rt.bundle.engine_file import ANY_SIZE, EngineHeader, Identity, check_plan, read_header
+from arlon_rt.bundle.folder import ENGINES
+from arlon_rt.bundle.manifest import MAX_BYTES, check_name
+from arlon_rt.bundle.schema import from_json, to_json
+from arlon_rt.bundle.trust import was_built_here
 from arlon_rt.errors import BundleError, BundleNotFoundError, EngineError, EngineNotFoundError
-from arlon_rt.manifest import MAX_BYTES, check_name
-from arlon_rt.user_folders import cache_folder
+from arlon_rt.files import cache_folder, write_atomically
 
 INDEX = "index.json"
 INDEX_FORMAT = 1

@@ -7,12 +7,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import arlon_rt.limits as limits
-from arlon_rt.config import ModelConfig, from_json, to_json
+import arlon_rt.bundle.limits as limits
+from arlon_rt.bundle.schema import from_json, to_json
+from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, OptionsError
-from arlon_rt.graphs import GraphSpec, TensorSpec, graph_specs
+from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, TensorSignature, graph_specs, signature
 from arlon_rt.options import GenerateOptions
 
 FORMAT = 1
@@ -20,12 +21,12 @@ MAX_BYTES = 4 << 20
 """A larger manifest is refused unread."""
 MAX_FILE_BYTES = 1 << 40
 
-Precision = Literal["fp32", "fp16", "bf16"]
-FLOAT_DTYPE: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""What the contract's dtype ``"float"`` means in each precision set."""
 
-TensorSignature = tuple[str, str, tuple[int | str, ...]]
-"""(name, dtype, axes): ``("latents", "float32", (1, 4, "frame", "latent_height", "latent_width"))``."""
+
+
+
+
+
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -154,11 +155,6 @@ def check_name(name: str) -> None:
             )
     if name.lower() == "manifest.json":
         raise BundleError("manifest.files lists manifest.json, which cannot hold its own hash")
-
-
-def signature(tensors: Iterable[TensorSpec], precision: str) -> tuple[TensorSignature, ...]:
-    """The contract's tensors as a precision set has them: dtype ``"float"`` replaced by its float type."""
-    return tuple((t.name, FLOAT_DTYPE[precision] if t.dtype == "float" else t.dtype, t.axes) for t in tensors)
 
 
 def signature_differences(spec: GraphSpec, precision: str, entry: GraphEntry) -> list[str]:

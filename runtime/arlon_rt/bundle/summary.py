@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from arlon_rt.bundle import Bundle
-from arlon_rt.engines import EngineEntry, engine_stores
+from arlon_rt.bundle.bundle import Bundle
+from arlon_rt.bundle.engines import EngineEntry, engine_stores
 from arlon_rt.errors import ArlonError, EngineError
 from arlon_rt.graphs import graph_specs
 from arlon_rt.options import GenerateOptions, ResolvedOptions

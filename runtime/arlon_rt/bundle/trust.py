@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from arlon_rt.errors import EngineError, OutputError
-from arlon_rt.user_folders import state_folder
+from arlon_rt.files import state_folder
 
 
 def record_path() -> Path:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from arlon_rt.bundle import TOKENIZER, Bundle, contained, digest_chunks, listed_files
-from arlon_rt.errors import ArlonError, BundleError
+from arlon_rt.bundle.folder import TOKENIZER, contained, listed_files
+from arlon_rt.bundle.manifest import signature_differences
+from arlon_rt.errors import BundleError
+from arlon_rt.files import digest_chunks
 from arlon_rt.graphs import graph_specs
-from arlon_rt.manifest import signature_differences
+
+if TYPE_CHECKING:
+    from arlon_rt.bundle.bundle import Bundle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +28,14 @@ class Finding:
     """A warning does not keep the bundle from being used."""
 
 
-def verify(
-    bundle: Bundle, *, deep: bool = False, progress: Callable[[int, int], None] | None = None
-) -> Iterator[Finding]:
+def verify(bundle: Bundle, progress: Callable[[int, int], None] | None = None) -> Iterator[Finding]:
     """Compare the folder with its manifest and the manifest with graphs.py.
 
     Args:
-        deep: also open every graph in ONNX Runtime and compare its own inputs and outputs with graphs.py.
         progress: called with (bytes hashed so far, bytes in all).
     """
     yield from _verify_files(bundle, progress)
     yield from _verify_graphs(bundle)
-    if deep:
-        yield from _verify_opened(bundle)
 
 
 def _verify_files(bundle: Bundle, progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
@@ -77,17 +76,3 @@ def _verify_graphs(bundle: Bundle) -> Iterator[Finding]:
                 yield Finding(where=f"{graph}.{precision}", message=difference)
 
 
-def _verify_opened(bundle: Bundle) -> Iterator[Finding]:
-    from arlon_rt.backends.ort import contract_differences
-
-    for graph, precisions in bundle.manifest.graphs.items():
-        for precision in precisions:
-            if precision == "bf16":
-                message = "was not opened: ONNX Runtime has no bf16 kernels on a CPU"
-                yield Finding(where=f"{graph}.{precision}", message=message, severity="warning")
-                continue
-            try:
-                for difference in contract_differences(bundle, graph, precision):
-                    yield Finding(where=f"{graph}.{precision}", message=difference)
-            except ArlonError as error:
-                yield Finding(where=f"{graph}.{precision}", message=str(error))

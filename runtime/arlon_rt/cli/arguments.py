@@ -10,9 +10,9 @@ from typing import Any
 
 from arlon_rt.backends import BACKENDS, usual_device
 from arlon_rt.bundle import Bundle, demo_bundle_path
+from arlon_rt.cli.resolutions import SIZES, size_of
 from arlon_rt.errors import OptionsError
 from arlon_rt.options import GenerateOptions
-from arlon_rt.resolutions import SIZES, size_of
 from arlon_rt.timeline import Timeline
 
 
@@ -160,3 +160,13 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 def open_bundle(args: argparse.Namespace) -> Bundle:
     """The bundle that --bundle names, or the demo model's."""
     return Bundle.open(demo_bundle_path() if args.bundle is None else args.bundle)
+
+
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """BUNDLE, the demo model's when left out."""
+    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="its folder (default: the demo model's)")
+
+
+def has_footage(args: argparse.Namespace) -> bool:
+    """Whether the arguments of `add_footage` name any."""
+    return any(getattr(args, name) for name in ("extend", "image", "repaint", "reference"))

@@ -8,7 +8,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from arlon_rt.cli_arguments import (
+from arlon_rt.cli.arguments import (
     add_backend,
     add_options,
     add_prompts,
@@ -17,7 +17,7 @@ from arlon_rt.cli_arguments import (
     read_options,
     read_prompts,
 )
-from arlon_rt.cli_progress import WORDS, StageClock, print_json
+from arlon_rt.cli.display import WORDS, StageClock, print_json
 from arlon_rt.errors import OptionsError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ PROMPT = "a red circle moves right on a black background"
 
 
 class Bench:
-    """The command; see `arlon_rt.cli.Command`."""
+    """The command; see `arlon_rt.cli.main.Command`."""
 
     help = "Generate a video several times, without writing it, and print the seconds of each stage."
 

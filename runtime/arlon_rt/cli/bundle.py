@@ -5,22 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arlon_rt.cli_arguments import open_bundle
-from arlon_rt.errors import OptionsError
+from arlon_rt.cli.arguments import open_bundle
 
 if TYPE_CHECKING:
-    from arlon_rt.inspection import NetworkSummary, Summary
+    from arlon_rt.bundle import NetworkSummary, Summary
+from arlon_rt.cli.arguments import add_bundle
+from arlon_rt.units import scaled
 
-UNITS = ("", "K", "M", "G", "T", "P")
 LONGEST_VALUE = 100
 """Characters shown of one entry of the provenance, which may be anything."""
 
 
 class Inspect:
-    """The command; see `arlon_rt.cli.Command`."""
+    """The command; see `arlon_rt.cli.main.Command`."""
 
     help = "Say what a bundle holds: its networks, graphs, engines, precisions, sizes and defaults. No graph is read."
 
@@ -29,7 +28,7 @@ class Inspect:
         parser.add_argument("--json", action="store_true", help="print one JSON object")
 
     def run(self, args: argparse.Namespace) -> int:
-        from arlon_rt.inspection import describe
+        from arlon_rt.bundle import describe
 
         summary = describe(open_bundle(args))
         if args.json:
@@ -40,7 +39,7 @@ class Inspect:
 
 
 class Verify:
-    """The command; see `arlon_rt.cli.Command`."""
+    """The command; see `arlon_rt.cli.main.Command`."""
 
     help = "Check a bundle: every file's hash, that none lies outside, and every graph's signature."
 
@@ -50,7 +49,11 @@ class Verify:
 
     def run(self, args: argparse.Namespace) -> int:
         bundle = open_bundle(args)
-        findings = bundle.verify(deep=args.deep)
+        findings = bundle.verify()
+        if args.deep:
+            from arlon_rt.backends.ort import verify_opened
+
+            findings += verify_opened(bundle)
         for finding in findings:
             print(f"{finding.severity}: {finding.where}: {finding.message}")
         errors = sum(finding.severity == "error" for finding in findings)
@@ -60,44 +63,7 @@ class Verify:
         return 1 if errors else 0
 
 
-class Doctor:
-    """The command; see `arlon_rt.cli.Command`."""
 
-    help = "Say what this machine can run, and the command that installs what is missing."
-
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
-        parser.add_argument(
-            "--gpu", action="store_true",
-            help="also run every graph with ONNX Runtime on CUDA, say how long each takes, and name the nodes that "
-                 "stay on the CPU with more than 4 KB",
-        )
-        parser.add_argument(
-            "--bundle", type=Path, metavar="DIR", help="whose graphs --gpu runs (default: the demo model's)"
-        )
-
-    def run(self, args: argparse.Namespace) -> int:
-        from arlon_rt.doctor import check_graphs, examine
-
-        if args.bundle is not None and not args.gpu:
-            raise OptionsError(f"bundle is {str(args.bundle)!r}, but without --gpu no graph runs; add --gpu")
-        checks = examine()
-        if args.gpu:
-            checks += check_graphs(open_bundle(args), "cuda")
-        if args.json:
-            print(json.dumps([dataclasses.asdict(check) for check in checks], ensure_ascii=False, indent=2))
-        else:
-            width = max(len(check.name) for check in checks)
-            for check in checks:
-                print(f"{check.status:<7}  {check.name:<{width}}  {check.message}")
-                if check.command:
-                    print(f"{'':<7}  {'':<{width}}  -> {check.command}")
-        return 1 if any(check.status == "error" for check in checks) else 0
-
-
-def add_bundle(parser: argparse.ArgumentParser) -> None:
-    """BUNDLE, the demo model's when left out."""
-    parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="its folder (default: the demo model's)")
 
 
 def print_summary(summary: Summary) -> None:
@@ -152,14 +118,7 @@ def print_engines(summary: Summary) -> None:
                   f"{len(engine.entry.profiles):>10}{f'  {engine.fault}' if engine.fault else ''}")
 
 
-def scaled(number: float) -> str:
-    """A number in thousands, millions, …: ``1234567`` is ``1.23 M``."""
-    unit = 0
-    while number >= 999.5 and unit < len(UNITS) - 1:
-        number, unit = number / 1000, unit + 1
-    return f"{number:.3g} {UNITS[unit]}"
-
-
 inspect = Inspect()
 verify = Verify()
-doctor = Doctor()
+
+

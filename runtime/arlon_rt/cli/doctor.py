@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import importlib.util
+import json
 import os
 import platform
 import sys
@@ -12,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from arlon_rt.bundle import Bundle, demo_bundle_path, installed_version
-from arlon_rt.errors import ArlonError, BackendError, BundleError
+from arlon_rt.cli.arguments import open_bundle
+from arlon_rt.errors import ArlonError, BackendError, BundleError, OptionsError
 from arlon_rt.graphs import graph_specs
 
 if TYPE_CHECKING:
-    from arlon_rt.backends.ort_placement import NodeRun, Placement
+    from arlon_rt.backends.ort import NodeRun, Placement
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_RUNTIME = (1, 31)
@@ -73,7 +77,7 @@ def check_package(module: str, distribution: str) -> Check:
 
 def check_runtime() -> list[Check]:
     """The installed ONNX Runtime and the devices it can use."""
-    from arlon_rt.backends.ort_library import available_providers, installed_runtimes
+    from arlon_rt.backends.ort import available_providers, installed_runtimes
 
     found = installed_runtimes()
     checks = [check_runtimes(found)]
@@ -142,9 +146,8 @@ def check_graphs(bundle: Bundle, device: str) -> list[Check]:
 
     A node that touches much on the CPU is named in a warning. What stops every graph is said once.
     """
-    from arlon_rt.backends.ort_library import require_device
-    from arlon_rt.backends.ort_placement import place_graph
-    from arlon_rt.stages import usual_precision
+    from arlon_rt.backends.ort import place_graph, require_device
+    from arlon_rt.networks import usual_precision
 
     try:
         require_device(device)
@@ -200,3 +203,39 @@ def _release(version: str) -> tuple[int, ...]:
     """(major, minor) of a version; (0, 0) when it is not of that form."""
     parts = version.split(".")[:2]
     return tuple(int(p) for p in parts) if len(parts) == 2 and all(p.isdigit() for p in parts) else (0, 0)
+
+
+class Doctor:
+    """The command; see `arlon_rt.cli.main.Command`."""
+
+    help = "Say what this machine can run, and the command that installs what is missing."
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument(
+            "--gpu", action="store_true",
+            help="also run every graph with ONNX Runtime on CUDA, say how long each takes, and name the nodes that "
+                 "stay on the CPU with more than 4 KB",
+        )
+        parser.add_argument(
+            "--bundle", type=Path, metavar="DIR", help="whose graphs --gpu runs (default: the demo model's)"
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        if args.bundle is not None and not args.gpu:
+            raise OptionsError(f"bundle is {str(args.bundle)!r}, but without --gpu no graph runs; add --gpu")
+        checks = examine()
+        if args.gpu:
+            checks += check_graphs(open_bundle(args), "cuda")
+        if args.json:
+            print(json.dumps([dataclasses.asdict(check) for check in checks], ensure_ascii=False, indent=2))
+        else:
+            width = max(len(check.name) for check in checks)
+            for check in checks:
+                print(f"{check.status:<7}  {check.name:<{width}}  {check.message}")
+                if check.command:
+                    print(f"{'':<7}  {'':<{width}}  -> {check.command}")
+        return 1 if any(check.status == "error" for check in checks) else 0
+
+
+doctor = Doctor()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from arlon_rt.events import FootageRead
 from arlon_rt.options import ResolvedOptions
 
 if TYPE_CHECKING:
-    from arlon_rt.pipeline import Pipeline
+    pass
+from arlon_rt.recording import Sources
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 """Endings of files that are read as one image."""
@@ -48,35 +48,10 @@ def add_footage(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def has_footage(args: argparse.Namespace) -> bool:
-    """Whether the arguments of `add_footage` name any."""
-    return any(getattr(args, name) for name in ("extend", "image", "repaint", "reference"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """What the command's files hold, brought to the model's size and rate."""
-
-    after: NDArray[np.uint8] | None = None
-    references: tuple[NDArray[np.uint8], ...] = ()
-    mask_strategy: str = ""
-    repainted: NDArray[np.uint8] | None = None
-    read: tuple[FootageRead, ...] = ()
-    hashes: dict[str, str] = field(default_factory=dict)
-    """Argument and file name to the file's sha256."""
-
-    def lead(self, chunk: int) -> int:
-        """How many frames of a clip, in whole chunks, the video goes on from."""
-        return 0 if self.after is None or len(self.after) == 1 else len(self.after) // chunk * chunk
-
-    def arguments(self, pipeline: Pipeline) -> dict[str, Any]:
-        """Those of `Pipeline.stream`."""
-        tokens = None if self.repainted is None else pipeline.tokens_of(self.repainted)
-        told = {"after": self.after, "references": self.references, "mask_strategy": self.mask_strategy}
-        return told if tokens is None else {**told, "tokens": tokens}
 
 
-NO_SOURCES = Sources()
 
 
 def read_footage(args: argparse.Namespace, options: ResolvedOptions, bundle: Bundle, length: int | None) -> Sources:
@@ -120,7 +95,7 @@ class _Reader:
 
     def clip(self, use: str, path: Path, *, most: int, end: bool) -> NDArray[np.uint8]:
         """(frame, height, width, 3), a chunk or more."""
-        from arlon_rt.footage import read_clip
+        from arlon_rt.video import read_clip
 
         return self._note(use, path, read_clip(
             path, **self.size, fps=self._fps, most_frames=most, at_least=self.chunk, end=end
@@ -128,7 +103,7 @@ class _Reader:
 
     def image(self, use: str, path: Path) -> NDArray[np.uint8]:
         """(1, height, width, 3)."""
-        from arlon_rt.footage import read_image
+        from arlon_rt.video import read_image
 
         return self._note(use, path, read_image(path, **self.size))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from arlon_rt.cli_arguments import (
+from arlon_rt.cli.arguments import (
     add_backend,
     add_options,
     add_prompts,
@@ -19,14 +19,13 @@ from arlon_rt.cli_arguments import (
     read_options,
     read_prompts,
 )
-from arlon_rt.cli_footage import add_footage, read_footage
-from arlon_rt.cli_memory import show_plan
-from arlon_rt.cli_progress import Display, choose
-from arlon_rt.cli_recording import Recording, snapshot_of
-from arlon_rt.encoding import EFFORTS
+from arlon_rt.cli.display import Display, choose
+from arlon_rt.cli.footage import add_footage, read_footage
+from arlon_rt.cli.plan import show_plan
 from arlon_rt.errors import ArlonError, Cancelled, OptionsError
 from arlon_rt.events import Event
-from arlon_rt.sinks import PIPE, check_sink
+from arlon_rt.recording import Recording, snapshot_of
+from arlon_rt.video import EFFORTS, PIPE, check_sink
 
 OF_ANY_RUN = (
     "output", "resume", "preview", "bundle", "backend", "trust_engines", "vram_budget", "dry_run", "quiet", "json",
@@ -36,7 +35,7 @@ OF_ANY_RUN = (
 
 
 class Generate:
-    """The command; see `arlon_rt.cli.Command`."""
+    """The command; see `arlon_rt.cli.main.Command`."""
 
     help = "Make a video from a prompt. Frames are written as they are made; Ctrl-C leaves a file that plays."
 
@@ -124,7 +123,7 @@ def begun(args: argparse.Namespace) -> Recording:
 
 def resumed(args: argparse.Namespace) -> Recording:
     """A video that was begun before."""
-    from arlon_rt.snapshot import Snapshot
+    from arlon_rt.generation import Snapshot
 
     asked = [name for name, value in vars(args).items() if name not in OF_ANY_RUN and value is not None]
     if asked:

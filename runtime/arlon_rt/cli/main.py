@@ -19,11 +19,11 @@ from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError
 GROUP = "arlon_rt.commands"
 """Entry points through which the other packages add commands; they are loaded only when chosen."""
 BUILT_IN = {
-    "generate": ("arlon_rt.cli_generate:generate", "make a video from a prompt"),
-    "inspect": ("arlon_rt.cli_bundle:inspect", "say what a bundle holds"),
-    "verify": ("arlon_rt.cli_bundle:verify", "check a bundle's files, hashes and signatures"),
-    "bench": ("arlon_rt.cli_bench:bench", "time a generation, stage by stage"),
-    "doctor": ("arlon_rt.cli_bundle:doctor", "say what this machine can run, and what to install"),
+    "generate": ("arlon_rt.cli.generate:generate", "make a video from a prompt"),
+    "inspect": ("arlon_rt.cli.bundle:inspect", "say what a bundle holds"),
+    "verify": ("arlon_rt.cli.bundle:verify", "check a bundle's files, hashes and signatures"),
+    "bench": ("arlon_rt.cli.bench:bench", "time a generation, stage by stage"),
+    "doctor": ("arlon_rt.cli.doctor:doctor", "say what this machine can run, and what to install"),
 }
 PLUGGED_IN = {
     "build": "build TensorRT engines of a bundle (extra: tensorrt or tensorrt-rtx)",
@@ -142,7 +142,3 @@ def _help() -> str:
         f'  {DISTRIBUTION} generate "a red circle moves right on a black background" -o out.mp4',
         "",
     ])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,14 +6,14 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from arlon_rt.cli_arguments import open_bundle, read_options
-from arlon_rt.engine_file import FLAVOURS
+from arlon_rt.bundle import FLAVOURS
+from arlon_rt.cli.arguments import open_bundle, read_options
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from arlon_rt.memory_plan import GraphMemory, MemoryPlan
+    from arlon_rt.memory import GraphMemory, MemoryPlan
 
 
 def show_plan(args: argparse.Namespace) -> int:
@@ -24,10 +24,10 @@ def show_plan(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from arlon_rt.cli_footage import has_footage
-    from arlon_rt.memory_planning import built_engines, check_fits, plan_for
-    from arlon_rt.stages import usual_precision
-    from arlon_rt.vram import Demand, parse_bytes
+    from arlon_rt.cli.arguments import has_footage
+    from arlon_rt.memory import Demand, built_engines, check_fits, plan_for
+    from arlon_rt.networks import usual_precision
+    from arlon_rt.units import parse_bytes
 
     bundle = open_bundle(args)
     budget = None if args.vram_budget is None else parse_bytes(args.vram_budget)
@@ -45,8 +45,8 @@ def show_plan(args: argparse.Namespace) -> int:
 
 def print_plan(console: Console, plan: MemoryPlan) -> None:
     """The graphs, what is held, and the sums that the budget is held to."""
-    from arlon_rt.memory_plan import CONTEXT
-    from arlon_rt.vram import mebibytes
+    from arlon_rt.memory import CONTEXT
+    from arlon_rt.units import mebibytes
 
     console.print(f"{plan.demand}, {plan.precision}, TensorRT: planned, nothing was run", soft_wrap=True)
     console.print(graph_table(plan))
@@ -70,7 +70,7 @@ def graph_table(plan: MemoryPlan) -> Table:
     from rich import box
     from rich.table import Table
 
-    from arlon_rt.vram import mebibytes
+    from arlon_rt.units import mebibytes
 
     table = Table(box=box.SIMPLE, pad_edge=False)
     for heading in ("graph", "plan"):
@@ -92,14 +92,14 @@ def way(graph: GraphMemory) -> str:
 
 def told(graph: GraphMemory) -> bool:
     """Whether TensorRT said what activations it takes."""
-    from arlon_rt.memory_planning import TOLD
+    from arlon_rt.memory import TOLD
 
     return graph.activations.source == TOLD
 
 
 def notes(plan: MemoryPlan) -> list[str]:
     """What the words mean, where the figures come from, and what the plan asks for."""
-    from arlon_rt.memory_planning import GRAPH
+    from arlon_rt.memory import GRAPH
 
     lines = []
     if plan.alone:

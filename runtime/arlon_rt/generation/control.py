@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from arlon_rt.events import Event, Progress, Stage
+from arlon_rt.errors import Cancelled
+from arlon_rt.events import Event, OnEvent, Progress, Stage
 from arlon_rt.segments import Segment
-from arlon_rt.steering import Control
-
-OnEvent = Callable[[Event], object]
 
 
 class Reporter:
@@ -44,3 +43,51 @@ class Reporter:
         finally:
             with self._one_at_a_time:
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begun
+
+
+
+class Control:
+    """Brakes that all stages share: each passes `checkpoint` after every token, step and chunk."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._paused = self._cancelled = False
+
+    def checkpoint(self) -> None:
+        """Wait while paused.
+
+        Raises:
+            Cancelled: the generation was cancelled.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._cancelled or not self._paused)
+            if self._cancelled:
+                raise Cancelled("the generation was cancelled")
+
+    def pause(self) -> None:
+        """Stop all work at its next checkpoint."""
+        self._set(paused=True, cancelled=self._cancelled)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._set(paused=False, cancelled=self._cancelled)
+
+    def cancel(self) -> None:
+        """End all work at its next checkpoint; a paused one, too."""
+        self._set(paused=self._paused, cancelled=True)
+
+    def _set(self, *, paused: bool, cancelled: bool) -> None:
+        with self._changed:
+            self._paused, self._cancelled = paused, cancelled
+            self._changed.notify_all()
+
+
+
+def peak_memory() -> int | None:
+    """The most memory this process had at once, in bytes; ``None`` where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

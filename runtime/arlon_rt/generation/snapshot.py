@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from arlon_rt.conditioning import NOTHING, Conditions, Placement, Reference
 from arlon_rt.errors import OptionsError, OutputError
+from arlon_rt.networks import TokenState
 from arlon_rt.options import GenerateOptions
 from arlon_rt.request import Boundary
 from arlon_rt.timeline import Timeline
-from arlon_rt.tokens import TokenState
 
 FORMAT = "2"
 MAX_BYTES = 1 << 30

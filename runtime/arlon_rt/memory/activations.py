@@ -7,14 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from arlon_rt.bundle import write_atomically
+from arlon_rt.bundle import MAX_BYTES, EngineProfile
 from arlon_rt.config import ModelConfig
-from arlon_rt.engines import EngineProfile
-from arlon_rt.footprint import ITEM_BYTES
-from arlon_rt.graphs import GraphSpec
-from arlon_rt.manifest import FLOAT_DTYPE, MAX_BYTES
-from arlon_rt.user_folders import state_folder
-from arlon_rt.vram import Demand
+from arlon_rt.files import state_folder, write_atomically
+from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec
+from arlon_rt.memory.demand import Demand
+from arlon_rt.memory.footprint import ITEM_BYTES
 
 LOG = logging.getLogger(__name__)
 ALIVE: Mapping[str, float] = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -14,33 +12,6 @@ from arlon_rt.errors import OptionsError
 from arlon_rt.graphs import GraphSpec, latent_length
 from arlon_rt.options import GenerateOptions, HasDefaults, ResolvedOptions
 from arlon_rt.segments import Segment, plan
-
-UNITS: Mapping[str, int] = {
-    "": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40,
-    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-}
-"""``16G`` and ``16GiB`` are what a GPU of "16 GB" has; ``16GB`` is 16 · 10⁹ bytes."""
-
-
-def parse_bytes(value: int | str) -> int:
-    """A budget in bytes, from a number of them or text such as ``"16G"``.
-
-    Raises:
-        OptionsError: it does not read so, or is 0 or less.
-    """
-    if isinstance(value, str):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", value.strip().upper(), re.ASCII)
-        if found is None or (found[3] == "IB" and not found[2]):
-            raise OptionsError(f"vram_budget is {value!r:.40}; a size is expected, e.g. 16G, 16GiB or 800M")
-        unit = found[2] + ("B" if found[3] == "B" and found[2] else "")
-        size = int(float(found[1]) * UNITS[unit])
-    elif type(value) is int:
-        size = value
-    else:
-        raise OptionsError(f"vram_budget is {value!r:.40}; bytes or a size such as '16G' are expected")
-    if not 0 < size < 1 << 60:
-        raise OptionsError(f"vram_budget is {value!r:.40}; it must be above 0, e.g. 16G, and less than 2^60 bytes")
-    return size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +91,3 @@ class Budget:
             )
 
 
-def mebibytes(size: float) -> str:
-    """``"9.08 GiB"``, ``"12.3 MiB"``."""
-    if size >= 1 << 30:
-        return f"{size / (1 << 30):.2f} GiB"
-    return f"{math.ceil(size / (1 << 20) * 10) / 10:.1f} MiB"

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from arlon_rt.config import ModelConfig
-from arlon_rt.graphs import GraphSpec, TensorSpec, graph_specs
-from arlon_rt.manifest import signature
-from arlon_rt.vram import Demand
+from arlon_rt.graphs import GraphSpec, TensorSpec, graph_specs, signature
+from arlon_rt.memory.demand import Demand
 
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "bool": 1, "uint8": 1}
 CONDITIONS = ("position", "rotary_cos", "rotary_sin", "fps")

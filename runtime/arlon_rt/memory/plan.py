@@ -1,7 +1,7 @@
 """What stays in GPU memory, what is loaded for a prompt and freed, what streams its weights: sizes in, a plan out.
 
-One engine a graph, one arena of activations a stage or for all of them, and what `arlon_rt.footprint` counts. Nothing
-here touches a GPU or a file.
+One engine a graph, one arena of activations a lane or for all of them, and what `arlon_rt.memory.footprint` counts.
+Nothing in this file touches a GPU or a file.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from arlon_rt.config import ModelConfig
-from arlon_rt.footprint import Held, buffers, held, needed_graphs
-from arlon_rt.vram import Demand, mebibytes
+from arlon_rt.graphs import ALL_STAGES, STAGE_OF
+from arlon_rt.memory.demand import Demand
+from arlon_rt.memory.footprint import Held, buffers, held, needed_graphs
+from arlon_rt.units import mebibytes
 
-STAGE_OF = {"text": "drafting", "ar": "drafting", "vq": "drafting", "dit": "denoising", "vae": "decoding"}
-"""Networks of one stage never run at once (`arlon_rt.generation`), so they share a stream and activations."""
-ALL_STAGES = "all stages"
 CONTEXT = 512 << 20
 """Assumed for the CUDA context, TensorRT itself, CUDA graphs and what the allocator rounds up: nobody tells before."""
 PASSING = ("text_encoder", "vq_encoder")

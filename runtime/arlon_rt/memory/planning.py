@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from arlon_rt.activations import RULE, estimate, recorded
-from arlon_rt.bundle import Bundle
-from arlon_rt.engines import EngineEntry, engine_stores, source_hash
+from arlon_rt.bundle import Bundle, EngineEntry, engine_stores, source_hash
 from arlon_rt.errors import BudgetError
-from arlon_rt.footprint import needed_graphs, tensor_bytes
-from arlon_rt.graphs import graph_specs
-from arlon_rt.manifest import FLOAT_DTYPE
-from arlon_rt.memory_plan import Figure, MemoryPlan, least_budget, plan_memory, roomy_budget, shortage
-from arlon_rt.vram import Demand, mebibytes
+from arlon_rt.graphs import FLOAT_DTYPE, graph_specs
+from arlon_rt.memory.activations import RULE, estimate, recorded
+from arlon_rt.memory.demand import Demand
+from arlon_rt.memory.footprint import needed_graphs, tensor_bytes
+from arlon_rt.memory.plan import Figure, MemoryPlan, least_budget, plan_memory, roomy_budget, shortage
+from arlon_rt.units import mebibytes
 
 ENGINE, GRAPH = "engine", "graph"
 """Where the bytes of weights come from: an engine that was built, or the .onnx of which none was built yet."""

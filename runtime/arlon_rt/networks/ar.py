@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt import noise
-from arlon_rt.backends.session import Handle, Looping, Session
+from arlon_rt.backends import Handle, Looping, Session
 from arlon_rt.config import ARConfig
 from arlon_rt.errors import BackendError, OptionsError
-from arlon_rt.prompts import Text, guidance_weights, same_texts, stacked
-from arlon_rt.tokens import OnToken, TokenState
+from arlon_rt.networks import noise
+from arlon_rt.networks.embedding import Text, guidance_weights, same_texts, stacked
+from arlon_rt.networks.tokens import OnToken, TokenState
 
 AT_ONCE = 32
 """Tokens that a `Looping` session writes before the host looks at them."""

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.backends.session import Handle, Session
+from arlon_rt.backends import Handle, Session
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BackendError
-from arlon_rt.flow import Step
-from arlon_rt.prompts import Text, guidance_weights, stacked
-from arlon_rt.tables import position_table, rotary_tables
-from arlon_rt.velocity import ReusedVelocity
+from arlon_rt.networks.embedding import Text, guidance_weights, stacked
+from arlon_rt.networks.flow import Step
+from arlon_rt.networks.tables import position_table, rotary_tables
+from arlon_rt.networks.velocity import ReusedVelocity
 
 Feed = NDArray[Any] | Handle
 NoiseSource = Callable[[int], NDArray[np.float32]]

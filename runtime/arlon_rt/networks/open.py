@@ -7,19 +7,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
-from arlon_rt.ar import TokenModel
-from arlon_rt.backends.session import Session, open_sessions
+from arlon_rt.backends import Session, open_sessions
 from arlon_rt.bundle import Bundle
-from arlon_rt.dit import Denoiser
 from arlon_rt.graphs import graph_specs, segment_latents
-from arlon_rt.text import TextEncoder, Tokenizer
-from arlon_rt.vae import VAEDecoder, VAEEncoder
-from arlon_rt.vqvae import VQDecoder, VQEncoder
-from arlon_rt.vram import Budget
+from arlon_rt.memory import Budget
+from arlon_rt.networks.ar import TokenModel
+from arlon_rt.networks.dit import Denoiser
+from arlon_rt.networks.text import TextEncoder, Tokenizer
+from arlon_rt.networks.vae import VAEDecoder, VAEEncoder
+from arlon_rt.networks.vq import VQDecoder, VQEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stages:
+class Networks:
     """Every stage; `token_model`, `vq_decoder` and `vq_encoder` are ``None`` where the bundle has none."""
 
     text_encoder: TextEncoder
@@ -46,9 +46,9 @@ class Stages:
         with ExitStack() as on_error:
             for session in sessions.values():
                 on_error.callback(session.close)
-            stages = cls.of(bundle, sessions, precision)
+            networks = cls.of(bundle, sessions, precision)
             on_error.pop_all()
-        return stages
+        return networks
 
     @classmethod
     def of(cls, bundle: Bundle, sessions: Mapping[str, Session], precision: str) -> Self:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from arlon_rt.backends.session import Session
-from arlon_rt.captions import clean_caption
+from arlon_rt.backends import Session
 from arlon_rt.config import TextConfig
 from arlon_rt.errors import BundleError, OptionsError
 from arlon_rt.events import PromptCut
-from arlon_rt.prompts import Text
+from arlon_rt.networks.captions import clean_caption
+from arlon_rt.networks.embedding import Text
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 CACHED_PROMPTS = 8

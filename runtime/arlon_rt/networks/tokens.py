@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt.errors import OptionsError
-from arlon_rt.prompts import Text
+from arlon_rt.networks.embedding import Text
 
 OnToken = Callable[[int, int], None]
 """Called with (done, total) after each token."""

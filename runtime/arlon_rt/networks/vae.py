@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.backends.session import Session
+from arlon_rt.backends import Session
 from arlon_rt.config import VAEConfig
 
 

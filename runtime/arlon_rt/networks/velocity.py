@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from arlon_rt.backends.session import Array, Handle, Session
+from arlon_rt.backends import Array, Handle, Session
 
 OF_A_STEP = frozenset({"latents", "timestep", "step_size", "frame_mask", "noise", "noise_mask"})
 """Inputs of the ``dit`` graph that are fed anew at each step; the others are the conditions."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.backends.session import Session
+from arlon_rt.backends import Session
 from arlon_rt.config import VQConfig
 from arlon_rt.segments import Segment
 

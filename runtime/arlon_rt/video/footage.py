@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.encoding import BT709, FULL, LIMITED
 from arlon_rt.errors import OptionsError
+from arlon_rt.video.encoding import BT709, FULL, LIMITED
 
 if TYPE_CHECKING:
     import av

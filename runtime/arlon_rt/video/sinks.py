@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from arlon_rt.encoding import Quality, png
 from arlon_rt.errors import OutputError
-from arlon_rt.video import USUAL, PipeWriter, VideoWriter, check_writable
+from arlon_rt.video.encoding import Quality, png
+from arlon_rt.video.writer import USUAL, PipeWriter, VideoWriter, check_writable
 
 if TYPE_CHECKING:
     import numpy as np

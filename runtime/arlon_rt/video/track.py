@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from arlon_rt.encoding import COLOUR_TAGS, ENCODERS, Quality, even, yuv
 from arlon_rt.errors import OutputError
+from arlon_rt.video.encoding import COLOUR_TAGS, ENCODERS, Quality, even, yuv
 
 if TYPE_CHECKING:
     import av

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 
-from arlon_rt.encoding import Quality
 from arlon_rt.errors import Cancelled, OutputError
-from arlon_rt.track import Track
+from arlon_rt.video.encoding import Quality
+from arlon_rt.video.track import Track
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

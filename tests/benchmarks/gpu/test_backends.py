@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py runs on: engines really built, in its own folder, opened as arlon_rt opens them; the plan.
+"""What benchmarks/gpu runs on: engines really built, in its own folder, opened as arlon_rt opens them; the plan.
 
 Engines are built by TensorRT for RTX, which needs no GPU for it, and run by the stand-in.
 """
@@ -11,24 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gpu_video
+import gpu.video as gpu_video
 import numpy as np
 import pytest
-from gpu_backends import Backend, BuildTimeout, Engines, find_backends
-from gpu_device import CpuDevice
-from gpu_models import FULL, SMALL, BundleSubject, RandomSubject
-from gpu_parity import graph_sizes
-from gpu_row import COMPILED, WAYS, Effort, Measurement, Row
-from gpu_run import Entry, NothingHereError, check_any, make_plan, skip
-from gpu_stand_in import StandInEngines, StandInGpu
-from gpu_video import VideoRow, measure_video
+from full_size_weights import FULL
+from gpu.__main__ import Entry, NothingHereError, check_any, make_plan, skip
+from gpu.backends import Backend, BuildTimeout, Engines, find_backends
+from gpu.device import CpuDevice
+from gpu.models import SMALL, BundleSubject, RandomSubject
+from gpu.parity import graph_sizes
+from gpu.row import COMPILED, WAYS, Effort, Measurement, Row
+from gpu.stand_in import StandInEngines, StandInGpu
+from gpu.video import VideoRow, measure_video
 
 from arlon_engines.profiles import Size, profile_name, profiles_of
-from arlon_rt.backends import BACKENDS
-from arlon_rt.backends.session import Session, open_session
-from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.engine_file import Identity
-from arlon_rt.engines import find_engine, find_entry
+from arlon_rt.backends import BACKENDS, Session, open_session
+from arlon_rt.bundle import Bundle, Identity, demo_bundle_path, find_engine, find_entry
 from arlon_rt.graphs import graph_specs
 from fake_engines import COMPUTE_CAPABILITY, VERSION, put_engines, use_fake_gpu
 from fake_gpu import FakeGpu, plan_of

@@ -1,12 +1,12 @@
-"""What benchmarks/gpu.py reckons of a full-size segment, and the lines it prints of it."""
+"""What benchmarks/gpu reckons of a full-size segment, and the lines it prints of it."""
 
 from __future__ import annotations
 
 import pytest
-from gpu_models import FULL
-from gpu_report import decisive, segments
-from gpu_row import Measurement, Row
-from gpu_segment import reckon, runs_of_a_segment
+from full_size_weights import FULL
+from gpu.report import decisive, segments
+from gpu.row import Measurement, Row
+from gpu.segment import reckon, runs_of_a_segment
 
 MS = {"dit": 100.0, "ar_step": 1.0, "vae_decoder": 50.0}
 

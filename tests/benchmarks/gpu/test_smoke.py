@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py from start to end on the CPU, with the two rows that export fastest and a video."""
+"""benchmarks/gpu from start to end on the CPU, with the two rows that export fastest and a video."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "benchmarks" / "gpu.py"
-FOLDERS = ("runtime", "export", "engines")
+ROOT = Path(__file__).parents[3]
+FOLDERS = ("runtime", "export", "engines", "benchmarks")
 
 
 def run(*arguments: str, limit_s: float = 600) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([*(str(ROOT / folder) for folder in FOLDERS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
+        [sys.executable, "-m", "gpu", *arguments],
         capture_output=True, text=True, env=environment, timeout=limit_s, check=False,
     )
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from arlon_export.checkpoint import Checkpoint, build_module, expected_shapes
-from arlon_export.published import read_published
-from arlon_export.published_config import dit_config, ratio, text_config, vae_config
-from arlon_export.state_dict import StateDict, StoredTensor
+from arlon_export.checkpoints.checkpoint import Checkpoint, build_module, expected_shapes
+from arlon_export.checkpoints.published import read_published
+from arlon_export.checkpoints.published_config import dit_config, ratio, text_config, vae_config
+from arlon_export.checkpoints.state_dict import StateDict, StoredTensor
 from arlon_rt.bundle import Bundle
 from arlon_rt.cli import main
 from arlon_rt.config import (

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arlon_export.state_dict import StateDict, StoredTensor, check_fit, merge, open_state_dict, weight_files
+from arlon_export.checkpoints.state_dict import StateDict, StoredTensor, check_fit, merge, open_state_dict, weight_files
 from arlon_rt.errors import BundleError, BundleNotFoundError
 
 TENSORS = {

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from arlon_export.modules.stdit3 import STDiT3
 from arlon_rt.config import DiTConfig, InjectionConfig
-from arlon_rt.tables import position_table, rotary_tables
+from arlon_rt.networks import position_table, rotary_tables
 
-REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "reference"
 CONFIG = DiTConfig(
     hidden_size=32, depth=3, num_heads=4, caption_channels=12, model_max_length=10, input_sq_size=64, rope_theta=100.0
 )

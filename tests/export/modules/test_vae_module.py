@@ -13,7 +13,7 @@ from arlon_export.modules.vae_spatial import FrameAutoencoder, Moments
 from arlon_export.modules.vae_temporal import CausalConv3d
 from arlon_rt.config import VAEConfig
 
-REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
+REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "reference"
 SAME = 1e-5
 """Relative error between two fp32 implementations: sums in another order, measured 3e-6 at most."""
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from arlon_export.events import GraphDone
 from arlon_export.export import export_bundle
-from arlon_export.watch import GraphDone
 from full_width import NETWORKS, cut_checkpoint, graphs_of
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arlon_export.feeds import opt_sizes, shape
+from arlon_export.onnx_graphs.feeds import opt_sizes, shape
 from arlon_rt.bundle import Bundle, demo_bundle_path
 
 BUNDLE = Bundle.open(demo_bundle_path())

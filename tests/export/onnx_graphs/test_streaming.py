@@ -17,20 +17,20 @@ import torch
 from full_size_weights import FULL_SIZE
 from torch import Tensor
 
-from arlon_export.check import _draws, feed_bytes
-from arlon_export.checkpoint import Checkpoint, read_checkpoint, write_weights
-from arlon_export.disk import full_disk_named, largest_size
+from arlon_export.checkpoints.checkpoint import Checkpoint, read_checkpoint, write_weights
+from arlon_export.checkpoints.state_dict import StateDict, open_state_dict
+from arlon_export.events import GraphDone
 from arlon_export.export import export_bundle
-from arlon_export.feeds import Feed
-from arlon_export.precision import network_for
-from arlon_export.state_dict import StateDict, open_state_dict
-from arlon_export.watch import GraphDone
-from arlon_export.weights import PAGE_BYTES, WeightFile
-from arlon_rt.backends.session import open_session
-from arlon_rt.bundle import Bundle
+from arlon_export.onnx_graphs.check import _draws, feed_bytes
+from arlon_export.onnx_graphs.feeds import Feed
+from arlon_export.onnx_graphs.precision import network_for
+from arlon_export.onnx_graphs.weights import PAGE_BYTES, WeightFile
+from arlon_export.work_folder import full_disk_named, largest_size
+from arlon_rt.backends import open_session
+from arlon_rt.backends.ort import verify_opened
+from arlon_rt.bundle import Bundle, Finding
 from arlon_rt.errors import BackendError, BundleError, OutputError
 from arlon_rt.graphs import graph_specs
-from arlon_rt.verification import Finding
 from tiny_checkpoint import write_tiny_checkpoint
 
 CAPTION = ["caption"]
@@ -100,7 +100,7 @@ def test_bf16_weights_are_stored_once_and_exact_for_all_three_sets(checkpoint: C
     assert entry.outputs[0][1] == "bfloat16"
     with pytest.raises(BackendError, match=r"precision is 'bf16', .* use --precision fp32 or fp16"):
         open_session(bundle, "caption", precision="bf16")
-    deep = [f for f in bundle.verify(deep=True) if f.where.startswith("caption")]
+    deep = [f for f in [*bundle.verify(), *verify_opened(bundle)] if f.where.startswith("caption")]
     assert [(f.where, f.severity) for f in deep] == [("caption.bf16", "warning")]
 
 

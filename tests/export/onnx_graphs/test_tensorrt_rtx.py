@@ -11,7 +11,7 @@ import onnx
 import pytest
 import tensorrt_rtx as trt
 
-from arlon_export.feeds import check_sizes, shape
+from arlon_export.onnx_graphs.feeds import check_sizes, shape
 from arlon_rt.bundle import Bundle
 from arlon_rt.graphs import graph_specs
 from tiny_checkpoint import tiny_model

@@ -11,14 +11,15 @@ import onnx
 import pytest
 import torch
 
-from arlon_export.check import check_graph
-from arlon_export.checkpoint import Checkpoint, read_checkpoint, write_weights
+from arlon_export.checkpoints.checkpoint import Checkpoint, read_checkpoint, write_weights
+from arlon_export.checkpoints.state_dict import open_state_dict
 from arlon_export.errors import ExportError
+from arlon_export.events import GraphDone
 from arlon_export.export import export_bundle
 from arlon_export.modules.ar import TokenModel
-from arlon_export.state_dict import open_state_dict
-from arlon_export.watch import GraphDone
-from arlon_rt.backends.session import open_session
+from arlon_export.onnx_graphs.check import check_graph
+from arlon_rt.backends import open_session
+from arlon_rt.backends.ort import verify_opened
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError, OutputError
 from arlon_rt.graphs import graph_specs
@@ -66,7 +67,7 @@ def test_every_graph_is_exported_in_both_precisions_and_agrees_with_its_module(e
 
 
 def test_the_bundle_verifies_down_to_the_opened_graphs(exported: Exported) -> None:
-    assert exported.bundle.verify(deep=True) == []
+    assert [*exported.bundle.verify(), *verify_opened(exported.bundle)] == []
 
 
 @pytest.mark.parametrize(("graph", "precision"), EVERY_GRAPH)

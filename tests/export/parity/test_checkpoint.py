@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arlon_export.checkpoint import Checkpoint, read_checkpoint
-from arlon_export.parity_checkpoint import KEPT_CALLS, SMALL_CALLS, Calls, OneNetwork, compare_checkpoint, judge, record
+from arlon_export.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from arlon_export.parity.checkpoint import KEPT_CALLS, SMALL_CALLS, Calls, OneNetwork, compare_checkpoint, judge, record
 from arlon_rt.bundle import Bundle
 from arlon_rt.cli import main
 from arlon_rt.graphs import graph_specs

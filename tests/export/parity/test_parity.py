@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from arlon_export.modules.stdit3 import STDiT3
-from arlon_export.parity import Result, run_parity
+from arlon_export.parity.cases import Result
+from arlon_export.parity.recorded import run_parity
 from arlon_rt.cli import main
 from arlon_rt.config import DiTConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError

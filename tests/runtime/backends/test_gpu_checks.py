@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import gpu_checks
-from arlon_rt.backends.trt import TrtSession
+from arlon_rt.backends.trt.session import TrtSession
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from engine_builds import copy_of_demo
 from fake_engines import identity_here, put_engines, use_fake_gpu
@@ -24,7 +24,7 @@ from fake_gpu import FakeGpu, plan_of
 from on_gpu import UnderTest, graphs_of
 from tiny_bundle import write_tiny_bundle
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GRAPHS = graphs_of(Bundle.open(demo_bundle_path()))
 
 

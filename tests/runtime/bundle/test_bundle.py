@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from arlon_rt import bundle as bundles
-from arlon_rt import manifest as manifests
-from arlon_rt.bundle import Bundle, write_manifest
+from arlon_rt.backends.ort import verify_opened
+from arlon_rt.bundle import Bundle, describe, write_manifest
+from arlon_rt.bundle import bundle as bundles
+from arlon_rt.bundle import manifest as manifests
+from arlon_rt.bundle.manifest import parse, serialize
 from arlon_rt.errors import ArlonError, BundleError, BundleNotFoundError
 from arlon_rt.graphs import graph_specs
-from arlon_rt.inspection import describe
-from arlon_rt.manifest import parse, serialize
 from tiny_bundle import TINY, baseline_model, write_tiny_bundle
 
 HOSTILE_NAMES = [
@@ -91,7 +91,7 @@ def test_a_baseline_bundle_has_no_token_model(tmp_path: Path) -> None:
     bundle = Bundle.open(write_tiny_bundle(tmp_path, model=baseline_model()))
     assert bundle.is_baseline
     assert list(bundle.manifest.graphs) == ["text_encoder", "caption", "dit", "vae_decoder", "vae_encoder"]
-    assert bundle.verify(deep=True) == []
+    assert [*bundle.verify(), *verify_opened(bundle)] == []
 
 
 @pytest.mark.parametrize("path", ["nowhere", "", "\0", "a" * 5000])
@@ -264,7 +264,7 @@ def test_sizes_and_references_that_do_not_fit_are_named(
 
 def test_verify_finds_nothing_in_a_whole_bundle_and_reports_progress(pristine: Path) -> None:
     seen: list[tuple[int, int]] = []
-    assert Bundle.open(pristine).verify(deep=True, progress=lambda done, total: seen.append((done, total))) == []
+    assert Bundle.open(pristine).verify(progress=lambda done, total: seen.append((done, total))) == []
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] > 0
 
@@ -310,7 +310,7 @@ def test_deep_verify_finds_a_file_that_holds_another_graph(folder: Path) -> None
     write_manifest(folder, model=manifest.model, defaults=manifest.defaults, graphs=manifest.graphs)
     bundle = Bundle.open(folder)
     assert bundle.verify() == []
-    assert {f.where for f in bundle.verify(deep=True)} == {"dit.fp32"}
+    assert {f.where for f in verify_opened(bundle)} == {"dit.fp32"}
 
 
 def test_a_manifest_that_would_be_refused_is_not_written(folder: Path) -> None:

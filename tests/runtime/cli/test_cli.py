@@ -17,9 +17,9 @@ import pytest
 
 from arlon_rt.cli import main
 from arlon_rt.config import VideoConfig
-from arlon_rt.stored_video import read_video
-from arlon_rt.video import part_of
+from arlon_rt.video.writer import part_of
 from cli_runs import refused, run
+from stored_video import read_video
 from tiny_bundle import baseline_model, write_tiny_bundle
 
 ONE_THREAD = ["--threads", "1"]   # more only wait for each other on graphs this small

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from arlon_rt.backends.ort_library import available_providers
+from arlon_rt.backends.ort import available_providers
 from arlon_rt.cli import main
-from arlon_rt.doctor import examine
+from arlon_rt.cli.doctor import examine
 from cli_runs import refused, run
 
 

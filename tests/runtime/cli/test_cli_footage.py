@@ -12,11 +12,11 @@ import pytest
 
 from arlon_rt import GenerateOptions, Pipeline, read_clip, read_image
 from arlon_rt.cli import main
-from arlon_rt.encoding import png
 from arlon_rt.errors import Cancelled
-from arlon_rt.sinks import FrameFolder
-from arlon_rt.stored_video import read_video
 from arlon_rt.video import VideoWriter
+from arlon_rt.video.encoding import png
+from arlon_rt.video.sinks import FrameFolder
+from stored_video import read_video
 
 PROMPT, SIZE = "a red circle moves right", {"height": 32, "width": 32}
 THERE = 90

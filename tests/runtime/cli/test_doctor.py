@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from arlon_rt.backends.ort_library import available_providers
-from arlon_rt.backends.ort_placement import NodeRun, Placement
+from arlon_rt.backends.ort import NodeRun, Placement, available_providers
 from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.doctor import (
+from arlon_rt.cli.doctor import (
     Check,
     check_demo_bundle,
     check_devices,
@@ -27,6 +26,8 @@ from arlon_rt.errors import BundleNotFoundError
 from arlon_rt.graphs import graph_specs
 from ort_on_cuda import OrtOnCuda
 from tiny_bundle import TINY, write_tiny_bundle
+
+_RUNTIME = Path(demo_bundle_path.__code__.co_filename).parent.parent.parent
 
 
 def test_everything_that_generation_needs_is_examined() -> None:
@@ -105,7 +106,7 @@ def test_a_missing_demo_bundle_is_an_error_and_not_an_exception() -> None:
     assert check_demo_bundle(find).message == "the demo bundle is not installed"
 
 
-@pytest.mark.skipif((Path(demo_bundle_path.__code__.co_filename).parent / "demo_bundle").exists(), reason="it is there")
+@pytest.mark.skipif((_RUNTIME / "arlon_rt" / "demo_bundle").exists(), reason="it is there")
 def test_an_installation_without_demo_bundle_asks_for_a_path() -> None:
     with pytest.raises(BundleNotFoundError, match="--bundle PATH"):
         demo_bundle_path()
@@ -172,9 +173,6 @@ def test_a_damaged_graph_does_not_keep_the_others_from_being_run(tmp_path: Path)
 
 
 def test_examining_imports_no_backend_but_onnxruntime() -> None:
-    code = "import sys, arlon_rt.doctor as d; d.examine(); print({'tensorrt', 'torch', 'av'} & sys.modules.keys())"
+    code = "import sys, arlon_rt.cli.doctor as d; d.examine(); print({'tensorrt', 'torch', 'av'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=_RUNTIME)
     assert done.stdout.strip() == "set()"
-
-
-_RUNTIME = Path(demo_bundle_path.__code__.co_filename).parent.parent

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from arlon_rt import GenerateOptions, OptionsError, Pipeline
+from arlon_rt.cli.resolutions import SIZES, size_of
 from arlon_rt.config import VideoConfig
 from arlon_rt.graphs import latent_length
-from arlon_rt.resolutions import SIZES, size_of
+from arlon_rt.networks import position_table
 from arlon_rt.segments import plan
-from arlon_rt.tables import position_table
 from tiny_bundle import TINY, write_tiny_bundle
 from watched import Calls, watched
 

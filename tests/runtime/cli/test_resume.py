@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from arlon_rt.cli import main
-from arlon_rt.cli_generate import Stop
-from arlon_rt.cli_recording import snapshot_of
+from arlon_rt.cli.generate import Stop
 from arlon_rt.errors import Cancelled
-from arlon_rt.stored_video import read_video
-from arlon_rt.video import VideoWriter, part_of
+from arlon_rt.recording import snapshot_of
+from arlon_rt.video import VideoWriter
+from arlon_rt.video.writer import part_of
+from stored_video import read_video
 
 PROMPT = "a red circle moves right"
 FRAMES = 68 + 51 * 5

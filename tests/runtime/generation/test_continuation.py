@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arlon_rt import GenerateOptions, OptionsError, Pipeline
-from arlon_rt.vqvae import VQEncoder
+from arlon_rt.networks.vq import VQEncoder
 from tiny_bundle import TINY, baseline_model, write_tiny_bundle
 from watched import watched
 
@@ -32,10 +32,11 @@ def test_a_clip_is_continued_from_its_last_chunk(folder: Path, there: int, used:
         assert {c.segment for c in chunks} == {1, 2}
         first = calls["dit"][0]
         assert first["frame_mask"].tolist() == [False] * 5 + [True] * 15
-        kept = pipeline._stages.vae_encoder.encode(frames[-17:])
+        kept = pipeline._networks.vae_encoder.encode(frames[-17:])
         assert np.array_equal(first["latents"][:, :, :5], kept)
         (encoded,) = [c["latents"] for c in calls["vq_encoder"]]
-        assert np.array_equal(encoded[:, :, : used // 17 * 5], pipeline._stages.vae_encoder.encode_clip(frames[-used:]))
+        latents = pipeline._networks.vae_encoder.encode_clip(frames[-used:])
+        assert np.array_equal(encoded[:, :, : used // 17 * 5], latents)
         whole = used // 17 * 5 // TINY.vq.stride[0] * 4   # codes that lie in the clip alone
         assert calls["ar_step"][0]["tokens"].shape[1] == 1 + whole, "BOS, then the clip's"
 
@@ -81,7 +82,7 @@ def test_an_image_is_what_a_video_begins_with(folder: Path) -> None:
         assert [c.index for c in chunks] == [0, 17, 34, 51]
         first = calls["dit"][0]
         assert first["frame_mask"].tolist() == [False] + [True] * 19
-        still = pipeline._stages.vae_encoder.encode(np.repeat(image, 17, axis=0))
+        still = pipeline._networks.vae_encoder.encode(np.repeat(image, 17, axis=0))
         assert np.array_equal(first["latents"][:, :, :1], still[:, :, :1])
         assert calls["ar_step"][0]["tokens"].shape[1] == 1 + 4
         snapshot = pipeline.stream(PROMPT, GenerateOptions(num_frames=68), after=image).snapshot()

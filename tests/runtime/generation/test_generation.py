@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from arlon_rt import Cancelled, GenerateOptions, OptionsError, Pipeline
-from arlon_rt.ahead import Ahead
 from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Started
+from arlon_rt.generation import Ahead
 from watched import watched
 
 PROMPT, OTHER = "a red circle moves right", "yellow triangle"
@@ -338,7 +338,7 @@ def test_a_short_first_segment_comes_first(pipeline: Pipeline, first: int) -> No
 
 def test_a_prompt_that_is_encoded_anew_changes_nothing(pipeline: Pipeline, usual: np.ndarray) -> None:
     """The encoder remembers a few prompts; one that it forgot is the same prompt still."""
-    encoder, frames = pipeline._stages.text_encoder, []
+    encoder, frames = pipeline._networks.text_encoder, []
     for chunk in pipeline.stream(PROMPT, OPTIONS):
         frames.append(chunk.frames)
         encoder._recent.clear()

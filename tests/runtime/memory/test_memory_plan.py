@@ -11,16 +11,16 @@ from full_size_weights import FULL_SIZE
 from memory_plans import bundle_without_weights, weight_bytes
 
 from arlon_rt import GenerateOptions, OptionsError
-from arlon_rt.activations import record_path, recorded, remember
-from arlon_rt.bundle import Bundle, demo_bundle_path
+from arlon_rt.bundle import Bundle, EngineProfile, demo_bundle_path
 from arlon_rt.config import ModelConfig
-from arlon_rt.engines import EngineProfile
 from arlon_rt.errors import BudgetError
-from arlon_rt.footprint import buffers, held, needed_graphs
 from arlon_rt.graphs import graph_specs, segment_latents
-from arlon_rt.memory_plan import CONTEXT, STAGING, Figure, MemoryPlan, least_budget, plan_memory, roomy_budget
-from arlon_rt.memory_planning import GRAPH, check_fits, plan_for, weights_of
-from arlon_rt.vram import Budget, Demand, mebibytes, parse_bytes
+from arlon_rt.memory import CONTEXT, GRAPH, Budget, Demand, MemoryPlan, check_fits, plan_for, remember
+from arlon_rt.memory.activations import record_path, recorded
+from arlon_rt.memory.footprint import buffers, held, needed_graphs
+from arlon_rt.memory.plan import STAGING, Figure, least_budget, plan_memory, roomy_budget
+from arlon_rt.memory.planning import weights_of
+from arlon_rt.units import mebibytes, parse_bytes
 from tiny_bundle import TINY, write_tiny_bundle
 
 GIB = 1 << 30
@@ -252,7 +252,7 @@ def test_the_published_sizes_as_docs_edge_states_them(tmp_path: Path) -> None:
     }
     assert [plan.one_arena for plan in plans.values()] == [False, False, True, True]
     assert not any(g.streams for g in plans[16].graphs)
-    stated = (Path(__file__).parents[2] / "docs" / "edge.md").read_text(encoding="utf-8")
+    stated = (Path(__file__).parents[3] / "docs" / "edge.md").read_text(encoding="utf-8")
     for plan in (plans[16], plans[8]):
         assert f"{mebibytes(plan.together)}  at most while a segment is made" in stated
         assert f"{mebibytes(plan.of('dit').on_device)}" in stated

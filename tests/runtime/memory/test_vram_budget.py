@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 
 from arlon_rt import GenerateOptions, OptionsError, Pipeline
-from arlon_rt.activations import record_path
-from arlon_rt.backends.trt_passing import TOGETHER, PassingSession, Room
-from arlon_rt.bundle import Bundle
+from arlon_rt.backends.trt.residency import TOGETHER, PassingSession, Room
+from arlon_rt.bundle import Bundle, Identity, engine_stores
 from arlon_rt.cli import main
-from arlon_rt.engine_file import Identity
-from arlon_rt.engines import engine_stores
 from arlon_rt.errors import BackendError, BudgetError, EngineError
-from arlon_rt.memory_plan import CONTEXT, MemoryPlan
-from arlon_rt.memory_planning import TOLD, plan_for
-from arlon_rt.vram import Demand
+from arlon_rt.memory import CONTEXT, TOLD, Demand, MemoryPlan, plan_for
+from arlon_rt.memory.activations import record_path
 from fake_engines import HERE, build, install
 from fake_gpu import FakeGpu
 from tiny_bundle import write_tiny_bundle

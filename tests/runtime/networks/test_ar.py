@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arlon_rt import noise
-from arlon_rt.ar import Sampling, TokenModel, TokenStream, grid_positions
 from arlon_rt.config import ARConfig
 from arlon_rt.errors import BackendError, OptionsError
-from arlon_rt.prompts import Text
+from arlon_rt.networks import Sampling, Text, TokenStream, noise
+from arlon_rt.networks.ar import TokenModel, grid_positions
 
 CONFIG = ARConfig(
     num_codes=50, hidden_size=8, num_layers=1, num_heads=2, ffn_size=8, text_dim=3, grid=(4, 2, 3), max_length=40,

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arlon_rt import flow
 from arlon_rt.config import FlowConfig
-from arlon_rt.dit import denoise
+from arlon_rt.networks import denoise, flow
 
 PUBLISHED = FlowConfig()
 

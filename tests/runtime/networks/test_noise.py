@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from arlon_rt import noise
+from arlon_rt.networks import noise
 
 SHAPE = (1, 4, 5, 8, 8)
 NORMAL = [-0.3807747960090637, -1.7893470525741577, -1.0804699659347534]

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from arlon_rt.tables import position_table, rotary_tables, round_to_bfloat16
+from arlon_rt.networks import position_table, rotary_tables
+from arlon_rt.networks.tables import round_to_bfloat16
 
 
 def table(rows: int = 3, columns: int = 5, size: int = 16, *, published_bf16: bool = False) -> np.ndarray:

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from arlon_rt.captions import clean_caption, with_scores
 from arlon_rt.config import TextConfig
 from arlon_rt.errors import BundleError, OptionsError
 from arlon_rt.events import PromptCut
-from arlon_rt.prompts import guidance_weights, stacked
-from arlon_rt.text import TextEncoder, Tokenizer
+from arlon_rt.networks import TextEncoder, Tokenizer, clean_caption, guidance_weights, with_scores
+from arlon_rt.networks.embedding import stacked
 from tiny_bundle import tokenizer
 
 WORDS = [

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from arlon_rt import GenerateOptions, Pipeline
-from arlon_rt.backends.session import open_session
+from arlon_rt.backends import open_session
 from arlon_rt.bundle import Bundle
-from arlon_rt.dit import denoise
 from arlon_rt.errors import BackendError
-from arlon_rt.flow import Step, schedule
 from arlon_rt.graphs import graph_specs
-from arlon_rt.stages import Stages
-from arlon_rt.velocity import ReusedVelocity
+from arlon_rt.networks import Networks, denoise, schedule
+from arlon_rt.networks.flow import Step
+from arlon_rt.networks.velocity import ReusedVelocity
 from watched import Watched, watched
 
 PROMPT = "a red circle moves right"
@@ -140,7 +139,7 @@ def test_left_out_every_step_is_run_and_latents_stay_on_the_device(folder: Path)
     bundle = Bundle.open(folder)
     sessions: dict[str, Any] = {name: open_session(bundle, name, threads=1) for name in graph_specs(bundle.model)}
     sessions["dit"] = dit = Noting(sessions["dit"])
-    with Pipeline(bundle, Stages.of(bundle, sessions, "fp32")) as pipeline:
+    with Pipeline(bundle, Networks.of(bundle, sessions, "fp32")) as pipeline:
         pipeline.generate(PROMPT, OPTIONS)
     segment = [(True, ["latents_out"]), *[(False, ["latents_out"])] * 7]
     assert dit.notes == segment * 2

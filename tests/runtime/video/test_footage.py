@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
-from arlon_rt import footage
-from arlon_rt.encoding import png
 from arlon_rt.errors import OptionsError
-from arlon_rt.footage import read_clip, read_image
-from arlon_rt.stored_video import read_video
-from arlon_rt.video import VideoWriter
+from arlon_rt.video import VideoWriter, footage, read_clip, read_image
+from arlon_rt.video.encoding import png
+from stored_video import read_video
 
 OWN = {"height": 64, "width": 64}
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from arlon_rt.cli import main
-from arlon_rt.encoding import EFFORTS, Quality, png
 from arlon_rt.errors import OptionsError, OutputError
-from arlon_rt.sinks import FrameFolder, check_sink, open_sink
-from arlon_rt.stored_video import read_video
-from arlon_rt.video import PipeWriter, VideoWriter
+from arlon_rt.video import EFFORTS, Quality, VideoWriter, check_sink, open_sink
+from arlon_rt.video.encoding import png
+from arlon_rt.video.sinks import FrameFolder
+from arlon_rt.video.writer import PipeWriter
+from stored_video import read_video
 
 PROMPT = "a red circle moves right"
 

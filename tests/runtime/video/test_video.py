@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from arlon_rt.errors import Cancelled, OptionsError, OutputError
-from arlon_rt.stored_video import read_video
-from arlon_rt.video import VideoWriter, check_writable, part_of
+from arlon_rt.video import VideoWriter
+from arlon_rt.video.writer import check_writable, part_of
+from stored_video import read_video
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "gray": (9, 9, 9)}
 
@@ -158,7 +159,7 @@ def test_a_killed_process_leaves_a_part_that_plays(tmp_path: Path) -> None:
         """
         import os, signal, sys
         import numpy as np
-        from arlon_rt.video import VideoWriter
+        from arlon_rt.video.writer import VideoWriter
         writer = VideoWriter(sys.argv[1], fps=24, height=32, width=32)
         for i in range(240):
             writer.write(np.random.default_rng(i).integers(0, 255, (1, 32, 32, 3), dtype=np.uint8))
@@ -175,7 +176,7 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
         import resource, sys
         import numpy as np
         from arlon_rt.errors import OutputError
-        from arlon_rt.video import VideoWriter
+        from arlon_rt.video.writer import VideoWriter
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:
             with VideoWriter(sys.argv[1], fps=24, height=64, width=64) as writer:
@@ -202,7 +203,7 @@ def test_a_disk_that_is_full_from_the_start_is_an_output_error_and_leaves_nothin
         import resource, sys
         import numpy as np
         from arlon_rt.errors import OutputError
-        from arlon_rt.video import VideoWriter
+        from arlon_rt.video.writer import VideoWriter
         resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
         try:
             with VideoWriter(sys.argv[1], fps=24, height=64, width=64) as writer:
@@ -325,7 +326,7 @@ def test_a_killed_process_leaves_every_segment_but_the_last_that_was_ended(tmp_p
     done = run_python("""
         import os, signal, sys
         import numpy as np
-        from arlon_rt.video import VideoWriter
+        from arlon_rt.video.writer import VideoWriter
         frames = np.random.default_rng(0).integers(0, 255, (25, 64, 64, 3), dtype=np.uint8)
         writer = VideoWriter(sys.argv[1], fps=24, height=64, width=64)
         for _ in range(3):

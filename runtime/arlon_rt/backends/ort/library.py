@@ -9,6 +9,7 @@ import logging
 from types import ModuleType
 from typing import Any
 
+from arlon_rt.backends.device import device_parts
 from arlon_rt.errors import BackendError, MissingExtraError
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
@@ -118,9 +119,3 @@ def providers_of(runtime: ModuleType, device: str) -> list[Any]:
     return [(CUDA, {"device_id": number, **CUDA_OPTIONS})]
 
 
-def device_parts(device: str) -> tuple[str, int]:
-    """``("cuda", 1)`` of ``"cuda:1"``."""
-    kind, colon, number = device.partition(":")
-    if device == "cpu" or (kind == "cuda" and (not colon or (number.isascii() and number.isdigit()))):
-        return kind, int(number or 0)
-    raise BackendError(f"device is {device!r}; it must be 'cpu', 'cuda' or 'cuda:N'")

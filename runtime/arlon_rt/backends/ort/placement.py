@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from arlon_rt.backends.ort import OrtSession
-from arlon_rt.backends.ort_library import CUDA
+from arlon_rt.backends.ort.library import CUDA
+from arlon_rt.backends.ort.session import OrtSession
 from arlon_rt.backends.session import Array
 from arlon_rt.bundle import Bundle
-from arlon_rt.graphs import GraphSpec
-from arlon_rt.manifest import signature
+from arlon_rt.graphs import GraphSpec, signature
 
 LARGE_BYTES = 4096
 """A node that touches more on the CPU of a GPU run is worth a look; shapes and indices take less."""

@@ -17,18 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from arlon_rt.backends.ort_library import CUDA, device_parts, import_runtime, providers_of, session_options
+from arlon_rt.backends.device import device_parts
+from arlon_rt.backends.ort.library import CUDA, import_runtime, providers_of, session_options
 from arlon_rt.backends.session import Array, FeedCheck, Handle
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BackendError, BundleError
-from arlon_rt.graphs import GraphSpec, TensorSpec
-from arlon_rt.manifest import FLOAT_DTYPE, signature
+from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, TensorSpec, signature
 
 _ELEMENTS = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16",
     "tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(uint8)": "uint8",
 }
 _DAMAGED = ("InvalidProtobuf", "NoSuchFile", "InvalidGraph", "NoModel")
+
 
 class OrtHandle:
     """A tensor held by ONNX Runtime, on the session's device."""
@@ -76,10 +77,10 @@ class OrtSession:
         options = session_options(runtime, threads)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        opened = _open_file(runtime, bundle, graph, precision, providers, options)
+        opened = open_file(runtime, bundle, graph, precision, providers, options)
         spec = bundle.spec(graph)
-        if differences := _differences(spec, precision, opened):
-            raise BundleError(f"{bundle.graph_file(graph, precision)} does not fit its contract: {differences[0]}")
+        if found := differences(spec, precision, opened):
+            raise BundleError(f"{bundle.graph_file(graph, precision)} does not fit its contract: {found[0]}")
         if device != "cpu" and CUDA not in opened.get_providers():
             raise BackendError(
                 f"device is {device!r}, but CUDA did not start: there is no GPU, no driver, or CUDA's libraries are "
@@ -194,21 +195,7 @@ class OrtSession:
         return value
 
 
-def contract_differences(bundle: Bundle, graph: str, precision: str) -> list[str]:
-    """What the inputs and outputs of an .onnx file have otherwise than graphs.py; empty when they agree.
-
-    Raises:
-        BundleError: the file is damaged.
-        BackendError: ONNX Runtime cannot open it.
-    """
-    runtime = import_runtime()
-    options = session_options(runtime, threads=1)
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    opened = _open_file(runtime, bundle, graph, precision, ["CPUExecutionProvider"], options)
-    return _differences(bundle.spec(graph), precision, opened)
-
-
-def _open_file(
+def open_file(
     runtime: ModuleType, bundle: Bundle, graph: str, precision: str, providers: list[Any], options: Any
 ) -> Any:
     path = bundle.graph_file(graph, precision)
@@ -223,7 +210,7 @@ def _open_file(
         raise BackendError(f"{path} cannot be opened: {_one_line(error)}") from error
 
 
-def _differences(spec: GraphSpec, precision: str, opened: Any) -> list[str]:
+def differences(spec: GraphSpec, precision: str, opened: Any) -> list[str]:
     """Names, dtypes, ranks and static sizes of an opened graph against the contract."""
     found = []
     for kind, nodes, tensors in (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from arlon_rt.backends.cuda import Graph, Memory, Stream
+from arlon_rt.backends.trt.cuda import Graph, Memory, Stream
 from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec
 

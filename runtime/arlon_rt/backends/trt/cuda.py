@@ -1,4 +1,4 @@
-"""The GPU as `arlon_rt.backends.trt` sees it: memory, copies and streams, through cuda-core.
+"""The GPU as `arlon_rt.backends.trt.session` sees it: memory, copies and streams, through cuda-core.
 
 Written against cuda-core 1.2 and not executed yet; the tests run the backend on a stand-in of this module.
 """

@@ -6,11 +6,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from arlon_rt.engine_file import MODULES, Flavour
+from arlon_rt.bundle import MODULES, Flavour
 from arlon_rt.errors import BundleError, EngineError, MissingExtraError
-from arlon_rt.graphs import GraphSpec
-from arlon_rt.manifest import signature
-from arlon_rt.vram import mebibytes
+from arlon_rt.graphs import GraphSpec, signature
+from arlon_rt.units import mebibytes
 
 TYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8",

@@ -7,19 +7,26 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from arlon_rt.activations import remember
+from arlon_rt.backends.device import compute_capability, device_number
 from arlon_rt.backends.session import Session, numpy_dtype
-from arlon_rt.backends.trt import Gpu, TrtSession
-from arlon_rt.backends.trt_library import import_tensorrt
-from arlon_rt.backends.trt_passing import TOGETHER, PassingSession, Room
-from arlon_rt.bundle import Bundle
-from arlon_rt.engine_file import ANY_SIZE, Flavour, Identity, read_header, read_plan
-from arlon_rt.engines import build_command, engine_stores, find_engine, find_entry
+from arlon_rt.backends.trt.library import import_tensorrt
+from arlon_rt.backends.trt.residency import TOGETHER, PassingSession, Room
+from arlon_rt.backends.trt.session import Gpu, TrtSession
+from arlon_rt.bundle import (
+    ANY_SIZE,
+    Bundle,
+    Flavour,
+    Identity,
+    build_command,
+    engine_stores,
+    find_engine,
+    find_entry,
+    read_header,
+    read_plan,
+)
 from arlon_rt.errors import BackendError, EngineError
-from arlon_rt.gpu import compute_capability
-from arlon_rt.manifest import FLOAT_DTYPE
-from arlon_rt.memory_planning import check_fits, plan_for
-from arlon_rt.vram import Budget
+from arlon_rt.graphs import FLOAT_DTYPE
+from arlon_rt.memory import Budget, check_fits, plan_for, remember
 
 
 def open_engines(
@@ -127,9 +134,3 @@ def built_for(bundle: Bundle, graph: str, here: Identity) -> Identity:
     return max(built, key=rank, default=here)
 
 
-def device_number(device: str) -> int:
-    """The GPU that ``"cuda"`` or ``"cuda:1"`` names."""
-    kind, colon, number = device.partition(":")
-    if kind != "cuda" or (colon and not (number.isascii() and number.isdigit())):
-        raise BackendError(f"device is {device!r}; TensorRT needs 'cuda' or 'cuda:N'")
-    return int(number or 0)

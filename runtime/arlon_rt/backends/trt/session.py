@@ -1,6 +1,6 @@
 """TensorRT and TensorRT for RTX as a backend: one code path, held and aliased buffers, runs that recur as CUDA graphs.
 
-Memory and streams come from `arlon_rt.backends.cuda`, contexts from `arlon_rt.backends.trt_context`. None of it has
+Memory and streams come from `arlon_rt.backends.trt.cuda`, contexts from `arlon_rt.backends.trt.context`. None of it has
 been executed on a GPU yet: the tests run these files on a stand-in whose engines are ONNX Runtime.
 """
 
@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from arlon_rt.backends.cuda import ALIGNED, CudaStream, Memory, Stream
 from arlon_rt.backends.session import Array, FeedCheck, Handle, numpy_dtype
-from arlon_rt.backends.trt_context import Context, Lane, Profile
-from arlon_rt.backends.trt_library import check_contract, import_tensorrt, new_log, stream_weights
-from arlon_rt.engine_file import Flavour
+from arlon_rt.backends.trt.context import Context, Lane, Profile
+from arlon_rt.backends.trt.cuda import ALIGNED, CudaStream, Memory, Stream
+from arlon_rt.backends.trt.library import check_contract, import_tensorrt, new_log, stream_weights
+from arlon_rt.bundle import Flavour
 from arlon_rt.errors import BackendError
-from arlon_rt.graphs import GraphSpec, TensorSpec
-from arlon_rt.manifest import FLOAT_DTYPE, signature
-from arlon_rt.memory_plan import ALL_STAGES, STAGE_OF
+from arlon_rt.graphs import ALL_STAGES, FLOAT_DTYPE, STAGE_OF, GraphSpec, TensorSpec, signature
 
 
 class TrtHandle:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from arlon_rt import GenerateOptions, Pipeline
-from arlon_rt.backends.ort import OrtHandle, OrtSession
-from arlon_rt.backends.ort_library import available_providers
-from arlon_rt.backends.session import open_session
+from arlon_rt.backends import open_session
+from arlon_rt.backends.ort import available_providers
+from arlon_rt.backends.ort.session import OrtHandle, OrtSession
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BackendError
 from ort_on_cuda import CUDA, OrtOnCuda
@@ -106,7 +106,7 @@ def test_what_onnxruntime_prints_while_it_loads_cuda_is_logged(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     cuda = installed(monkeypatch, OrtOnCuda(says="Failed to load libcudnn.so.9"))
-    with caplog.at_level(logging.WARNING, "arlon_rt.backends.ort_library"):
+    with caplog.at_level(logging.WARNING, "arlon_rt.backends.ort.library"):
         for _ in range(2):
             opened(folder, "caption")
     assert cuda.loaded == 1

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arlon_rt.backends.ort_placement import LARGE_BYTES, NodeRun, Placement, place_graph, read_profile, usual_feed
+from arlon_rt.backends.ort import NodeRun, Placement, place_graph
+from arlon_rt.backends.ort.placement import LARGE_BYTES, read_profile, usual_feed
 from arlon_rt.backends.session import FeedCheck
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.errors import ArlonError

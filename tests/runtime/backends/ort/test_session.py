@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from arlon_rt.backends.ort import OrtHandle, OrtSession
-from arlon_rt.backends.ort_library import available_providers
-from arlon_rt.backends.session import Session, open_session
+from arlon_rt.backends import Session, open_session
+from arlon_rt.backends.ort import available_providers
+from arlon_rt.backends.ort.session import OrtHandle, OrtSession
 from arlon_rt.bundle import Bundle, write_manifest
 from arlon_rt.errors import ArlonError, BackendError, BundleError, MissingExtraError
 from tiny_bundle import TINY, write_tiny_bundle

@@ -13,8 +13,8 @@ from cuda import core
 from cuda.bindings import driver
 from cuda.core import graph
 
-from arlon_rt.backends import cuda
-from arlon_rt.backends.cuda import CudaMemory, CudaStream
+from arlon_rt.backends.trt import cuda
+from arlon_rt.backends.trt.cuda import CudaMemory, CudaStream
 from arlon_rt.errors import BackendError
 
 BUFFER = core.Buffer

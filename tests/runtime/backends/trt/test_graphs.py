@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from arlon_rt import GenerateOptions, Pipeline
-from arlon_rt.ar import AT_ONCE
-from arlon_rt.backends.trt import Gpu, TrtHandle, TrtSession
-from arlon_rt.backends.trt_context import MOST_GRAPHS
+from arlon_rt.backends.trt import Gpu
+from arlon_rt.backends.trt.context import MOST_GRAPHS
+from arlon_rt.backends.trt.session import TrtHandle, TrtSession
 from arlon_rt.errors import BackendError
+from arlon_rt.networks import AT_ONCE
 from fake_gpu import FakeGpu, TensorRT
 from tiny_bundle import TINY
 from trt_sessions import opened, pipeline_of, step_feed

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from arlon_rt import GenerateOptions, OptionsError, Pipeline, Snapshot
-from arlon_rt.backends import trt_open
+from arlon_rt.backends.trt import open as trt_open
+from arlon_rt.bundle import Identity
 from arlon_rt.cli import main
-from arlon_rt.engine_file import Identity
 from arlon_rt.errors import BackendError, BundleError, EngineError, MissingExtraError
-from arlon_rt.stored_video import read_video
 from fake_engines import HERE, build, install
 from fake_gpu import FakeGpu
+from stored_video import read_video
 from tiny_bundle import write_tiny_bundle
 
 PROMPT, OPTIONS = "a red circle moves right", GenerateOptions(num_frames=119, num_inference_steps=2)
@@ -126,7 +126,7 @@ def test_what_tensorrt_cannot_do_is_named(folder: Path, more: dict[str, Any], sa
 def test_a_tensorrt_that_is_not_installed_is_named_with_the_command(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from arlon_rt.backends.trt_library import import_tensorrt
+    from arlon_rt.backends.trt.library import import_tensorrt
 
     monkeypatch.setattr(trt_open, "import_tensorrt", import_tensorrt)
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)

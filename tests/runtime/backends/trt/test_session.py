@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from arlon_rt import GenerateOptions, Pipeline
-from arlon_rt.backends.session import open_session
-from arlon_rt.backends.trt import Gpu, TrtHandle
+from arlon_rt.backends import open_session
+from arlon_rt.backends.trt import Gpu
+from arlon_rt.backends.trt.session import TrtHandle
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BackendError, BundleError
-from arlon_rt.memory_plan import STAGE_OF
+from arlon_rt.graphs import STAGE_OF
 from fake_gpu import FakeGpu
 from tiny_bundle import TINY
 from trt_sessions import opened, pipeline_of, step_feed
@@ -38,7 +39,7 @@ def test_stages_have_streams_of_their_own_and_share_what_they_can(folder: Path, 
             streams.setdefault(STAGE_OF[Bundle.open(folder).spec(graph).network], set()).add(stream)
         assert [len(found) for found in streams.values()] == [1, 1, 1]
         assert len(set.union(*streams.values())) == 3
-        lanes = {id(session._lane) for session in pipeline._stages.sessions.values()}
+        lanes = {id(session._lane) for session in pipeline._networks.sessions.values()}
         assert len(lanes) == 3
 
 

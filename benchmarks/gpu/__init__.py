@@ -1,0 +1,1 @@
+"""The GPU benchmark: see ``python -m gpu --help``, from benchmarks/."""

@@ -1,0 +1,5 @@
+"""The command `arlon-rt`."""
+
+from arlon_rt.cli.main import main
+
+__all__ = ["main"]
