@@ -17,7 +17,7 @@ import pytest
 
 from arlon_rt import Cancelled, GenerateOptions, OptionsError, Pipeline
 from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Started
-from arlon_rt.generation import Ahead
+from arlon_rt.generation import Ahead, Work
 from watched import watched
 
 PROMPT, OTHER = "a red circle moves right", "yellow triangle"
@@ -336,6 +336,23 @@ def test_a_short_first_segment_comes_first(pipeline: Pipeline, first: int) -> No
     chunks = list(pipeline.stream(PROMPT, options))
     assert [c.segment for c in chunks][: first // 17 + 1] == [0] * (first // 17) + [1]
     assert sum(len(c.frames) for c in chunks) == 120
+
+
+def test_all_texts_may_be_encoded_before_another_network_runs(folder: Path) -> None:
+    """So that a text encoder that is not resident is loaded once: for the negative and the empty prompt, too."""
+    watched_pipeline, calls = watched(folder)
+    encoded: list[int] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Progress):
+            encoded.append(len(calls["text_encoder"]))
+
+    options = dataclasses.replace(OPTIONS, negative_prompt="green square", ar_guidance_scale=2.0)
+    with watched_pipeline:
+        request = watched_pipeline._requests.checked([(0, PROMPT), (68 / 24, OTHER)], options)
+        networks, model = watched_pipeline._networks, watched_pipeline.bundle.model
+        list(Work(networks, model, request, note, all_texts_first=True).run())
+    assert set(encoded) == {4}, "two prompts, the negative and the empty one, and none later"
 
 
 def test_a_prompt_that_is_encoded_anew_changes_nothing(pipeline: Pipeline, usual: np.ndarray) -> None:
