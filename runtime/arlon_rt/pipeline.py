@@ -49,9 +49,9 @@ class Video:
 class Pipeline:
     """Text to video with the graphs of one bundle.
 
-    Thread-safety: a pipeline makes one video at a time. A generation started on a second thread waits for the first;
-    started on the thread whose first one is unfinished it raises, because waiting would never end. Two pipelines
-    share nothing. Close a pipeline, or leave its ``with`` block, when no generation is running.
+    Thread-safety: a pipeline generates one video at a time. A generation started on a second thread waits for the
+    first. On the thread whose first one is unfinished it raises, because waiting would never end. Two pipelines share
+    nothing. Close a pipeline, or leave its ``with`` block, when no generation is running.
     """
 
     def __init__(

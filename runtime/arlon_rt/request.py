@@ -38,7 +38,7 @@ class Request:
     tokens: Sampling | TokenGrid | None
     """How the token model samples, or the tokens to inject in place of its own; ``None`` injects nothing."""
     known_codes: tuple[tuple[int, int], ...] = ()
-    """(index in the video, code) for each token that the conditions determine, so that the model does not write it."""
+    """(index, code) for each token that shows a reference: the model does not write it. A lead's tokens count, too."""
     conditions: Conditions = NOTHING
     lead: int = 0
     """How many frames, in whole chunks, the caller's clip has that the video continues; 0 without a clip."""

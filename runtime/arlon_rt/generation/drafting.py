@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt.generation.job import Job
-from arlon_rt.networks import OnToken, Sampling, Text, TokenSource, TokenState
+from arlon_rt.networks import Sampling, Text, TokenSource, TokenState
 from arlon_rt.request import Boundary
 from arlon_rt.segments import Segment
 
@@ -32,9 +32,9 @@ def drafts(job: Job, start: Boundary) -> Generator[Draft]:
     if source and start.tokens:
         _restore(job, source, start, start.tokens)
     for segment in job.request.segments[start.segment :]:
-        with job.timed("text"):
+        with job.reporter.timed("text"):
             text = job.encode(job.script.claim(segment))
-        job.progress("text", segment)(1, 1)
+        job.reporter.progress("text", segment)(1, 1)
         coarse = _coarse(job, source, text, segment) if source else None
         yield Draft(segment=segment, text=text, coarse=coarse, tokens=source.state() if source else None)
 
@@ -44,8 +44,8 @@ def all_tokens(job: Job) -> NDArray[np.int64]:
     source, grid = _token_source(job), dict[int, NDArray[np.int64]]()
     assert source
     for segment in job.request.segments:
-        tokens = _tokens(job, source, job.encode(job.script.claim(segment)), segment)
-        grid |= dict(zip(_code_frames(job, segment), tokens[0], strict=True))
+        rows, code_frames = _rows(job, source, job.encode(job.script.claim(segment))), _code_frames(job, segment)
+        grid |= dict(zip(code_frames, source.extend(rows, code_frames)[0], strict=True))
     return np.stack(list(grid.values()))
 
 
@@ -64,27 +64,20 @@ def _restore(job: Job, source: TokenSource, start: Boundary, state: TokenState) 
     """Bring the token model to its state after the segment before ``start``, or after the lead."""
     last = job.request.segments[max(0, start.segment - 1)]
     text = job.encode(job.script.timeline.at(max(0.0, last.middle(job.options.fps))))
-    with job.timed("ar"):
+    with job.reporter.timed("ar"):
         source.restore(state, _rows(job, source, text))
 
 
 def _coarse(job: Job, source: TokenSource, text: Text, segment: Segment) -> NDArray[np.float32]:
     """The segment's tokens, decoded to its coarse latents (1, channel, frame, height, width)."""
-    view, decoder = job.request.view, job.networks.vq_decoder
+    view, decoder, reporter = job.request.view, job.networks.vq_decoder, job.reporter
     assert decoder
-    with job.timed("ar"):
-        tokens = _tokens(job, source, text, segment, job.progress("ar", segment))
-    with job.timed("vq"):
+    with reporter.timed("ar"):
+        tokens = source.extend(_rows(job, source, text), _code_frames(job, segment), reporter.progress("ar", segment))
+    with reporter.timed("vq"):
         coarse = decoder.decode(tokens, segment, view.latent_height, view.latent_width)
-    job.progress("vq", segment)(1, 1)
+    reporter.progress("vq", segment)(1, 1)
     return coarse
-
-
-def _tokens(
-    job: Job, source: TokenSource, text: Text, segment: Segment, on_token: OnToken = lambda done, total: None
-) -> NDArray[np.int64]:
-    """The segment's tokens (1, code_frame, row, column)."""
-    return source.extend(_rows(job, source, text), _code_frames(job, segment), on_token)
 
 
 def _code_frames(job: Job, segment: Segment) -> range:

@@ -155,7 +155,7 @@ class Work:
 
     def _encode_texts(self) -> None:
         """Encode the texts that every segment needs, before the lanes have threads of their own."""
-        with self.job.timed("text"):
+        with self.job.reporter.timed("text"):
             _ = self.job.negative
             if self._all_texts_first:
                 self.job.networks.text_encoder.encode_all(self.job.all_prompts())

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
 from arlon_rt.config import ModelConfig
 from arlon_rt.generation.control import Reporter
-from arlon_rt.graphs import Network
 from arlon_rt.networks import Networks, Text, with_scores
 from arlon_rt.options import ResolvedOptions
 from arlon_rt.request import Request
-from arlon_rt.segments import Segment
 from arlon_rt.timeline import Script
 
 
@@ -46,14 +42,6 @@ class Job:
         """Each prompt once with its scores, and the negative prompt."""
         scored = [self._scored(prompt) for _, prompt in self.request.prompts.entries]
         return list(dict.fromkeys(text for text in [*scored, self.options.negative_prompt] if text))
-
-    def timed(self, network: Network) -> AbstractContextManager[None]:
-        """A context whose duration counts as the network's."""
-        return self.reporter.timed(network)
-
-    def progress(self, network: Network, segment: Segment, *, draft: bool = False) -> Callable[[int, int], None]:
-        """A function (done, total) to call after every unit of work."""
-        return self.reporter.progress(network, segment, draft=draft)
 
     def _scored(self, prompt: str) -> str:
         options = self.options
