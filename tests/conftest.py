@@ -23,7 +23,7 @@ LONGEST_FIRST: tuple[tuple[str, ...], ...] = (
     ("export/onnx_graphs/test_to_onnx.py", "export/onnx_graphs/test_tensorrt_rtx.py", "export/parity/test_checkpoint.py"),
     ("engines/test_full_width.py",),
 )
-"""With several workers a file stays on one of them, and so do files that share what takes long to build; these begin."""
+"""Files that begin, where several workers run; those of a group share what takes long to build, and stay on one worker."""
 _RANK = {f"tests/{file}": rank for rank, files in enumerate(LONGEST_FIRST) for file in files}
 
 

@@ -19,7 +19,7 @@ import pytest
 import arlon_engines
 import arlon_rt
 from arlon_engines.commands import build_command
-from arlon_rt import cli
+from arlon_rt.cli.main import GROUP, PLUGGED_IN, Parser, main
 from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError
 from engine_builds import GPUS, Engines
 
@@ -30,7 +30,7 @@ RTX = ("--backend", "tensorrt-rtx")
 
 def command(*argv: object) -> tuple[int, str]:
     """Run the command; its exit code and what it printed."""
-    parser = cli.Parser(prog="arlon-rt build")
+    parser = Parser(prog="arlon-rt build")
     build_command.configure(parser)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = build_command.run(parser.parse_args([str(word) for word in argv]))
@@ -45,9 +45,9 @@ def python(code: str, *argv: object, path: list[str]) -> subprocess.CompletedPro
 
 def test_the_command_is_plugged_in_under_its_name() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    stated = project["entry-points"][cli.GROUP]["build"]
-    assert EntryPoint("build", stated, cli.GROUP).load() is build_command
-    assert "build" in cli.PLUGGED_IN
+    stated = project["entry-points"][GROUP]["build"]
+    assert EntryPoint("build", stated, GROUP).load() is build_command
+    assert "build" in PLUGGED_IN
 
 
 def test_a_dry_run_says_what_and_why_and_builds_nothing(small: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_tensorrt_that_is_not_installed_names_the_extra(small: Path) -> None:
 def test_inspect_lists_engines_identity_sizes_and_layers(
     demo_engines: Engines, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["inspect"]) == 0
+    assert main(["inspect"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for gpu in GPUS:
         start = next(i for i, line in enumerate(lines) if line.startswith(f"engines for tensorrt-rtx 1.7.1.116 {gpu} "))
@@ -117,7 +117,7 @@ def test_inspect_lists_engines_identity_sizes_and_layers(
         assert block["ar_step"][3:] == ["614", "5", "10", "2"]
         assert block["dit"][3:] == ["2551", "16", "0", "1"]
         assert block["vae_decoder"][2] == "MB"
-    assert cli.main(["inspect", "--json"]) == 0
+    assert main(["inspect", "--json"]) == 0
     engines = json.loads(capsys.readouterr().out)["engines"]
     assert len([e for e in engines if e["fault"] is None]) >= 20
     assert engines[0]["entry"]["header"]["identity"]["flavour"] == "tensorrt-rtx"
@@ -126,11 +126,11 @@ def test_inspect_lists_engines_identity_sizes_and_layers(
 def test_inspect_says_which_engines_would_not_be_loaded(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine = next(small.rglob("caption.engine"))
     os.truncate(engine, 5000)
-    assert cli.main(["inspect", str(small)]) == 0
+    assert main(["inspect", str(small)]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "was truncated" in line)
     assert line.startswith("caption ")
     (small / "engines" / "index.json").write_text("{", encoding="ascii")
-    assert cli.main(["inspect", str(small)]) == 0
+    assert main(["inspect", str(small)]) == 0
     assert "index.json is damaged" in capsys.readouterr().out
 
 
@@ -152,13 +152,13 @@ def test_the_build_needs_neither_pytorch_nor_onnx(copy: Path, tmp_path: Path) ->
     (tmp_path / "blocked" / "sitecustomize.py").write_text(textwrap.dedent(BLOCKER), encoding="utf-8")
     code = """
         import sys
-        from arlon_rt import cli
+        from arlon_rt.cli.main import Parser
         from arlon_engines.commands import build_command
         try:
             import onnx
         except ModuleNotFoundError:
             print("blocked")
-        parser = cli.Parser()
+        parser = Parser()
         build_command.configure(parser)
         code = build_command.run(parser.parse_args(sys.argv[1:]))
         print({"torch", "onnx", "arlon_export"} & sys.modules.keys())
@@ -211,10 +211,10 @@ def test_the_path_of_standard_tensorrt_runs_with_its_names_alone(
         path.write_text(textwrap.dedent(text), encoding="utf-8")
     code = """
         import sys
-        from arlon_rt import cli
+        from arlon_rt.cli.main import Parser
         from arlon_engines.commands import build_command
         for gpu in ([], ["--gpu", "sm89"], ["--gpu", "sm90"]):
-            parser = cli.Parser()
+            parser = Parser()
             build_command.configure(parser)
             try:
                 build_command.run(parser.parse_args([sys.argv[1], "--backend", "tensorrt", "--only", "caption", *gpu]))

@@ -27,7 +27,6 @@ from arlon_rt.graphs import graph_specs
 from arlon_rt.options import GenerateOptions
 from arlon_rt.pipeline import Pipeline
 from demo.trained import pipeline_of
-from tiny_bundle import tokenizer
 from tiny_checkpoint import tiny_model, write_tiny_checkpoint
 
 GRAPHS = tuple(graph_specs(tiny_model()))
