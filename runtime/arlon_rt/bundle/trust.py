@@ -1,4 +1,4 @@
-"""The per-user record of engines that were built here: an engine file is code, and loads only if it is in it."""
+"""The record of the engines that this user built: an engine is code, and loads only if the record lists it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from arlon_rt.files import state_folder
 
 
 def record_path() -> Path:
-    """One SHA-256 a line, of the plan of each engine this user built."""
+    """The file of the record: the SHA-256 of each engine's plan, one a line."""
     return state_folder() / "built_engines"
 
 
-def was_built_here(sha256: str) -> bool:
-    """Whether this user built the engine whose plan has this hash.
+def built_by_this_user(sha256: str) -> bool:
+    """Whether the record lists the engine whose plan has this hash.
 
     Raises:
-        EngineError: somebody else could have written the record.
+        EngineError: another user could have written the record, or it cannot be read.
     """
     path = record_path()
     try:
@@ -33,7 +33,12 @@ def was_built_here(sha256: str) -> bool:
 
 
 def record(sha256: str) -> None:
-    """Add an engine that this process has just built."""
+    """Add an engine that this process has just built.
+
+    Raises:
+        EngineError: another user could have written the record.
+        OutputError: it cannot be written.
+    """
     path = record_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
