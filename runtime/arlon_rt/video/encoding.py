@@ -52,6 +52,9 @@ class Quality:
             raise OptionsError(f"crf is {self.crf!r:.80}; it must be 0 to 51, lower is better (18 is usual)")
 
 
+DEFAULT_QUALITY = Quality()
+
+
 def x264(height: int, width: int, fps: Fraction, quality: Quality) -> av.VideoCodecContext:
     """For one segment of an MP4."""
     crf = 18 if quality.crf is None else quality.crf

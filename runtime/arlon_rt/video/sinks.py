@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from arlon_rt.errors import OutputError
-from arlon_rt.video.encoding import Quality, png
-from arlon_rt.video.writer import USUAL, PipeWriter, VideoWriter, check_writable
+from arlon_rt.video.encoding import DEFAULT_QUALITY, Quality, png
+from arlon_rt.video.writer import PipeWriter, VideoWriter, check_writable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,8 +96,8 @@ def check_sink(target: str) -> None:
 
 
 def open_sink(
-    target: str, *, fps: float, height: int, width: int, metadata: Mapping[str, str], quality: Quality = USUAL,
-    resumed: int = 0,
+    target: str, *, fps: float, height: int, width: int, metadata: Mapping[str, str],
+    quality: Quality = DEFAULT_QUALITY, resumed: int = 0,
 ) -> Sink:
     """Open ``target``; the other arguments are those of `VideoWriter`."""
     if target == PIPE:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 import numpy as np
 
 from arlon_rt.errors import Cancelled, OutputError
-from arlon_rt.video.encoding import Quality
+from arlon_rt.video.encoding import DEFAULT_QUALITY, Quality
 from arlon_rt.video.track import Track
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ CONTAINERS = {
     ".mp4": {"movflags": "+hybrid_fragmented+frag_keyframe"},
     ".webm": {},
 }
-USUAL = Quality()
 STDOUT = Path("-")
 """What a pipe is called in errors."""
 
@@ -55,7 +54,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise OutputError(f"output {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
         if path.exists() and not os.access(path, os.W_OK):
             raise OutputError(f"output {str(path)!r} exists and is read-only; name another file")
-        part = part_of(path)
+        part = unfinished_path(path)
         if part.exists():   # of a video that was cut short, and may go on
             part.open("ab").close()
         else:
@@ -74,7 +73,7 @@ def _reporting(path: Path) -> Iterator[None]:
         raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
-def part_of(path: Path) -> Path:
+def unfinished_path(path: Path) -> Path:
     """Where the file grows until it is complete: ``<name>.part`` beside it."""
     return path.with_name(path.name + ".part")
 
@@ -113,11 +112,11 @@ class VideoWriter:
         height: int,
         width: int,
         metadata: Mapping[str, str] | None = None,
-        quality: Quality = USUAL,
+        quality: Quality = DEFAULT_QUALITY,
         resumed: int = 0,
     ) -> None:
         self.path = Path(path)
-        self.part = part_of(self.path)
+        self.part = unfinished_path(self.path)
         before = self.part if self.part.exists() else self.path
         if not resumed:
             check_writable(path)
@@ -212,7 +211,7 @@ class PipeWriter:
 
     def __init__(
         self, stream: BinaryIO, *, fps: float, height: int, width: int, metadata: Mapping[str, str] | None = None,
-        quality: Quality = USUAL,
+        quality: Quality = DEFAULT_QUALITY,
     ) -> None:
         self._gone = False
         live = {"movflags": "+empty_moov+default_base_moof+frag_keyframe"}
