@@ -22,7 +22,7 @@ from arlon_rt.generation import Ahead, peak_memory
 from arlon_rt.options import GenerateOptions
 from arlon_rt.segments import plan
 from arlon_rt.timeline import Timeline
-from arlon_rt.video import DEFAULT_QUALITY, PIPE, Quality, Sink, check_sink, is_folder, open_sink
+from arlon_rt.video import DEFAULT_QUALITY, PIPE, Quality, Sink, check_sink, is_folder, open_sink, unfinished_path
 
 if TYPE_CHECKING:
     from arlon_rt.generation import Chunk, Generation, Snapshot
@@ -63,7 +63,7 @@ class Summary:
     """``None``: not a single frame was written."""
     stopped: bool
     num_frames: int
-    """In the file; with those that were there before it was resumed."""
+    """In the file, with those of the runs before this one."""
     seconds: float
     """Length of the video in the file."""
     written_seconds: float
@@ -158,10 +158,11 @@ class Recording:
         goes_on = self.resumed_from is not None or self._hashes
         return dataclasses.replace(self.options, num_frames=None) if goes_on else self.options
 
-    def unfinished_output(self) -> str | None:
-        """Where frames are after an error; ``None`` where there are none."""
-        where = self.output if is_folder(self.output) else f"{self.output}.part"
-        return where if self.output != PIPE and self.num_frames and Path(where).exists() else None
+    def unfinished_output(self) -> Path | None:
+        """The file or folder that holds the frames after an error; ``None`` where there are none."""
+        path = Path(self.output)
+        where = path if is_folder(self.output) else unfinished_path(path)
+        return where if self.output != PIPE and self.num_frames and where.exists() else None
 
     def was_stopped_before(self) -> bool:
         """Whether the snapshot beside the output is of this very request, which can then be resumed."""

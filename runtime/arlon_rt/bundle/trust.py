@@ -29,7 +29,7 @@ def built_by_this_user(sha256: str) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"the record of engines built here, {path}, cannot be read: {error}") from error
+        raise EngineError(f"the record of engines that you built, {path}, cannot be read: {error}") from error
 
 
 def record(sha256: str) -> None:
@@ -47,12 +47,12 @@ def record(sha256: str) -> None:
             _check_owner(path, os.fstat(handle))
             file.write(f"{sha256}\n")
     except OSError as error:
-        raise OutputError(f"the record of engines built here, {path}, cannot be written: {error}") from error
+        raise OutputError(f"the record of engines that you built, {path}, cannot be written: {error}") from error
 
 
 def _check_owner(path: Path, found: os.stat_result) -> None:
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
         raise EngineError(
-            f"the record of engines built here, {path}, belongs to another user or can be written by others; "
+            f"the record of engines that you built, {path}, belongs to another user or can be written by others; "
             f"delete it and build again, or `chmod 600 {path}` if you know what it lists"
         )
