@@ -6,8 +6,6 @@ See network.py for how variables that hold TensorRT's objects are named.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ from arlon_rt.bundle import (
     source_hash,
 )
 from arlon_rt.errors import BundleError, OutputError
-from arlon_rt.files import digest_chunks
+from arlon_rt.files import file_sha256, replacing
 from arlon_rt.graphs import GraphSpec
 
 EVENT_SECONDS = 0.1
@@ -91,30 +89,20 @@ def build_engine(job: Job, on_event: OnEvent) -> EngineEntry:
 
 
 def write_engine(target: Path, write: Callable[[BinaryIO], EngineHeader]) -> EngineHeader:
-    """Let ``write`` put the plan behind a header that is filled in last; rename the whole to ``target``.
+    """Let ``write`` put the plan behind a header that is filled in last, in a file that then takes ``target``'s place.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written; ``target`` is as it was.
     """
-    temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with replacing(target) as file:
             file.seek(HEADER_BYTES)
             header = write(file)
             file.seek(0)
             file.write(encode_header(header))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(target)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror or error}; nothing of it was left") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     return header
 
 
@@ -122,10 +110,7 @@ def check_files(bundle: Bundle, graph: str, precision: str) -> None:
     """Hash the graph's files: an engine is known by the hashes that the manifest states."""
     entry = bundle.graph(graph, precision)
     for name in (entry.file, *entry.data):
-        digest = hashlib.sha256()
-        for chunk in digest_chunks(contained(bundle.path, name)):
-            digest.update(chunk)
-        if digest.hexdigest() != bundle.manifest.files[name].sha256:
+        if file_sha256(contained(bundle.path, name)) != bundle.manifest.files[name].sha256:
             raise BundleError(
                 f"{name} is not the file that the manifest lists; run `arlon-rt verify {bundle.path}`"
             )

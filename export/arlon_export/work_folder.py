@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ import torch
 from arlon_export.checkpoints.network import Network
 from arlon_rt.bundle import Bundle, installed_version
 from arlon_rt.errors import ArlonError, BundleError, OutputError
+from arlon_rt.files import locked
 
 MADE_FROM = "made_from"
 """Entry of a finished network's provenance: what it was made from, see `origin`."""
@@ -37,8 +37,7 @@ class WorkFolder:
             OutputError: another export is at work there.
         """
         self.path.mkdir(exist_ok=True)
-        with (self.path / "lock").open("w") as lock:
-            self._lock(lock.fileno())
+        with locked(self.path / "lock", self._refuse):
             self._tidy()
             try:
                 yield
@@ -72,11 +71,8 @@ class WorkFolder:
         (folder / "onnx").mkdir(parents=True)
         return folder
 
-    def _lock(self, handle: int) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"another export is at work in {self.path}; wait, or choose another name") from None
+    def _refuse(self) -> None:
+        raise OutputError(f"another export is at work in {self.path}; wait, or choose another name")
 
     def _tidy(self) -> bool:
         """Remove what is half done; whether a finished network is left."""

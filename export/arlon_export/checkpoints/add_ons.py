@@ -19,10 +19,9 @@ from typing import Literal
 from arlon_export.checkpoints.checkpoint import read_json
 from arlon_export.checkpoints.published_config import Shapes, ratio
 from arlon_export.checkpoints.state_dict import StateDict, renamed
+from arlon_rt.bundle import MAX_TOP_K, from_json
 from arlon_rt.config import ARConfig, InjectionConfig, VQConfig
-from arlon_rt.bundle import from_json
 from arlon_rt.errors import BundleError
-from arlon_rt.bundle import MAX_TOP_K
 from arlon_rt.options import GenerateOptions
 
 ASSUMPTIONS = "arlon.json"

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from arlon_export.checkpoints.network import Network, open_network
 from arlon_export.checkpoints.state_dict import StateDict, check_fit, open_state_dict
-from arlon_rt.config import ModelConfig
 from arlon_rt.bundle import from_json, to_json
+from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError
 
 TOKENIZER = "tokenizer.model"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from arlon_export.errors import ExportError
 from arlon_export.checkpoints.state_dict import StateDict, StoredTensor, check_fit
+from arlon_export.errors import ExportError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from arlon_export.checkpoints.add_ons import (
 from arlon_export.checkpoints.checkpoint import Checkpoint, expected_shapes
 from arlon_export.checkpoints.published_config import dit_config, text_config, vae_config, with_statistics
 from arlon_export.checkpoints.state_dict import StateDict, check_fit, merge, open_state_dict, renamed, weight_files
+from arlon_rt.bundle import check_model
 from arlon_rt.config import DiTConfig, ModelConfig, TextConfig, VAEConfig, VideoConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError
-from arlon_rt.bundle import check_model
 from arlon_rt.options import GenerateOptions
 
 TOKENIZER = "spiece.model"

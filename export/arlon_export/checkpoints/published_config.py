@@ -13,8 +13,8 @@ import torch
 
 from arlon_export.checkpoints.checkpoint import read_json
 from arlon_export.checkpoints.state_dict import StateDict, StoredTensor, config_file
-from arlon_rt.config import DiTConfig, TextConfig, VAEConfig
 from arlon_rt.bundle import from_json
+from arlon_rt.config import DiTConfig, TextConfig, VAEConfig
 from arlon_rt.errors import BundleError
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from arlon_rt.bundle.folder import MANIFEST, TOKENIZER, contained, listed_files
 from arlon_rt.bundle.manifest import MAX_BYTES, FileEntry, GraphEntry, Manifest, check, parse, serialize
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError
-from arlon_rt.files import digest_chunks, write_atomically
+from arlon_rt.files import file_sha256, write_atomically
 from arlon_rt.graphs import GraphSpec, graph_specs
 
 if TYPE_CHECKING:
@@ -176,10 +176,7 @@ def installed_version(distribution: str = "arlon-rt") -> str:
 
 
 def _entry(path: Path) -> FileEntry:
-    digest = hashlib.sha256()
-    for chunk in digest_chunks(path):
-        digest.update(chunk)
-    return FileEntry(size=path.stat().st_size, sha256=digest.hexdigest())
+    return FileEntry(size=path.stat().st_size, sha256=file_sha256(path))
 
 
 def _read_manifest(folder: Path) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Literal
 
 from arlon_rt.bundle.schema import from_json, to_json
 from arlon_rt.errors import BundleError, EngineError
+from arlon_rt.files import file_sha256
 
 MAGIC = b"arlon-rt engine 1\n"
 HEADER_BYTES = 4096
 """The plan begins here: a page, so that it can be mapped, and so that ``tail -c +4097`` cuts the header off."""
-READ_BYTES = 1 << 20
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
@@ -102,15 +101,11 @@ def read_header(path: Path) -> EngineHeader:
 
 def check_plan(path: Path, header: EngineHeader) -> None:
     """Read the whole plan and raise `EngineError` unless it has the hash that the header states."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            file.seek(HEADER_BYTES)
-            while chunk := file.read(READ_BYTES):
-                digest.update(chunk)
+        sha256 = file_sha256(path, start=HEADER_BYTES)
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error}") from error
-    if digest.hexdigest() != header.plan_sha256:
+    if sha256 != header.plan_sha256:
         raise EngineError(f"{path} was changed since it was built: its SHA-256 is not the one stated for it")
 
 

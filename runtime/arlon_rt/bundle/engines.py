@@ -20,7 +20,7 @@ from arlon_rt.bundle.engine_file import ANY_SIZE, EngineHeader, Identity, check_
 from arlon_rt.bundle.folder import ENGINES
 from arlon_rt.bundle.manifest import MAX_BYTES, check_name
 from arlon_rt.bundle.schema import from_json, to_json
-from arlon_rt.bundle.trust import was_built_here
+from arlon_rt.bundle.trust import built_by_this_user
 from arlon_rt.errors import BundleError, BundleNotFoundError, EngineError, EngineNotFoundError
 from arlon_rt.files import cache_folder, write_atomically
 
@@ -141,7 +141,7 @@ class EngineStore:
             raise EngineError(f"{path} is not the engine that the index lists: it was renamed or copied there")
         if whole:
             check_plan(path, header)
-        if not trust and not was_built_here(header.plan_sha256):
+        if not trust and not built_by_this_user(header.plan_sha256):
             raise EngineError(
                 f"{path} was not built here by this user, and an engine is code "
                 f"(if you trust where it comes from: --trust-engines)"

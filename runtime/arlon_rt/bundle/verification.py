@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from arlon_rt.bundle.folder import TOKENIZER, contained, listed_files
 from arlon_rt.bundle.manifest import signature_differences
 from arlon_rt.errors import BundleError
-from arlon_rt.files import digest_chunks
+from arlon_rt.files import file_sha256
 from arlon_rt.graphs import graph_specs
 
 if TYPE_CHECKING:
@@ -42,19 +41,20 @@ def _verify_files(bundle: Bundle, progress: Callable[[int, int], None] | None) -
     files = bundle.manifest.files
     total = sum(entry.size for entry in files.values())
     before = 0
+
+    def report(hashed: int) -> None:
+        if progress:
+            progress(min(before + hashed, total), total)
+
     for name, entry in files.items():
         try:
-            digest, size = hashlib.sha256(), 0
-            for chunk in digest_chunks(contained(bundle.path, name)):
-                digest.update(chunk)
-                size += len(chunk)
-                if progress:
-                    progress(min(before + size, total), total)
+            path = contained(bundle.path, name)
+            size, sha256 = path.stat().st_size, file_sha256(path, on_progress=report)
             before += entry.size
             if size != entry.size:
                 yield Finding(where=name, message=f"has {size} bytes; the manifest says {entry.size}")
-            elif digest.hexdigest() != entry.sha256:
-                yield Finding(where=name, message=f"has SHA-256 {digest.hexdigest()}; the manifest says {entry.sha256}")
+            elif sha256 != entry.sha256:
+                yield Finding(where=name, message=f"has SHA-256 {sha256}; the manifest says {entry.sha256}")
         except BundleError as error:
             yield Finding(where=name, message=str(error))
         except OSError as error:

@@ -28,7 +28,7 @@ OLDEST_RUNTIME = (1, 31)
 
 REQUIRED = {
     "numpy": "numpy", "sentencepiece": "sentencepiece", "av": "av", "rich": "rich", "safetensors": "safetensors",
-    "ftfy": "ftfy",
+    "ftfy": "ftfy", "filelock": "filelock", "platformdirs": "platformdirs",
 }
 """Module -> distribution; without one of them nothing is generated."""
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from arlon_rt.conditioning import NOTHING, Conditions, Placement, Reference
 from arlon_rt.errors import OptionsError, OutputError
+from arlon_rt.files import replacing
 from arlon_rt.networks import TokenState
 from arlon_rt.options import GenerateOptions
 from arlon_rt.request import Boundary
@@ -88,15 +89,10 @@ class Snapshot:
         # safetensors 0.8 writes a view's values in the order in which they lie in memory
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         path = Path(path)
-        part = path.with_name(path.name + ".part")
         try:
-            with part.open("wb") as file:
+            with replacing(path, path.with_name(path.name + ".part")) as file:   # a killed process leaves one at most
                 file.write(save(tensors, {"arlon_rt_snapshot": FORMAT, "state": json.dumps(state)}))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise OutputError(f"snapshot {str(path)!r} cannot be written: {error.strerror or error}") from error
 
     @classmethod

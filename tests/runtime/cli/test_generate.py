@@ -17,7 +17,7 @@ import pytest
 
 from arlon_rt.cli import main
 from arlon_rt.config import VideoConfig
-from arlon_rt.video.writer import part_of
+from arlon_rt.video.writer import unfinished_path
 from cli_runs import refused, run
 from stored_video import read_video
 from tiny_bundle import baseline_model, write_tiny_bundle
@@ -320,4 +320,4 @@ def test_a_signal_leaves_a_file_that_plays(bundle: Path, tmp_path: Path, signum:
     summary = json.loads(rest.splitlines()[-1])
     assert summary["stopped"]
     assert len(read_video(output).frames) == summary["num_frames"] > 40
-    assert not part_of(output).exists()
+    assert not unfinished_path(output).exists()
