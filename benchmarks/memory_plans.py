@@ -22,7 +22,7 @@ from arlon_rt.cli.plan import print_plan
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BudgetError
 from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, graph_specs, signature
-from arlon_rt.memory import ITEM_BYTES, Demand, check_fits, plan_for, tensor_bytes
+from arlon_rt.memory import ITEM_BYTES, Demand, check_fits, moved_bytes, plan_for
 from arlon_rt.options import GenerateOptions
 from arlon_rt.units import parse_bytes
 
@@ -68,12 +68,10 @@ def bundle_without_weights(folder: Path, model: ModelConfig, precision: str) -> 
         file = folder / "onnx" / f"{name}.{precision}.onnx"
         file.parent.mkdir(exist_ok=True)
         file.touch()
-        opt = {axis.name: axis.opt for axis in spec.axes}
-        tensors = [*spec.inputs, *(t for t in spec.outputs if t.alias is None)]
         graphs[name] = {precision: GraphEntry(
             file=f"onnx/{file.name}", inputs=signature(spec.inputs, precision),
             outputs=signature(spec.outputs, precision),
-            bytes=weight_bytes(model, spec, precision) + tensor_bytes(spec, tensors, precision, opt),
+            bytes=weight_bytes(model, spec, precision) + moved_bytes(spec, precision),
         )}
     write_manifest(folder, model=model, defaults={}, graphs=graphs)
     return Bundle.open(folder)
