@@ -1,6 +1,6 @@
-"""Plans of GPU memory for a model of the published sizes, of which no weight is made: what docs/edge.md prints.
+"""Memory plans for a model of the published sizes, without its weights: the tables of docs/edge.md.
 
-python benchmarks/memory_plans.py --profile 512x512x68 --vram-budget 16G --vram-budget 8G
+    python benchmarks/memory_plans.py --profile 512x512x68 --vram-budget 16G --vram-budget 8G
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
 
 
 def bundle_without_weights(folder: Path, model: ModelConfig, precision: str) -> Bundle:
-    """A bundle whose manifest states each graph's bytes, and whose graphs are empty files."""
+    """A bundle whose manifest states the bytes of each graph, and whose graphs are empty files."""
     graphs = {}
     for name, spec in graph_specs(model).items():
         file = folder / "onnx" / f"{name}.{precision}.onnx"
@@ -78,7 +78,7 @@ def bundle_without_weights(folder: Path, model: ModelConfig, precision: str) -> 
 
 
 def weight_bytes(model: ModelConfig, spec: GraphSpec, precision: str) -> int:
-    """Bytes of the weights that a graph reads, by the names of its network's state dict."""
+    """Bytes of the weights that a graph reads, from the names in its network's state dict."""
     width = ITEM_BYTES[FLOAT_DTYPE[precision]]
     return width * sum(
         math.prod(shape) for name, shape in expected_shapes(model, spec.network).items()
