@@ -225,7 +225,7 @@ def measure_plan(
     plan: Sequence[Entry], args: argparse.Namespace, backends: Mapping[str, Backend], device: Device,
     ceiling: Mapping[str, float], began: float, console: Console,
 ) -> list[Row | VideoRow]:
-    """The measured rows. A row that fails is reported, and the next one follows. Past the time limit rows are skipped."""
+    """The measured rows. A failed row is reported, and the next one follows. Past the time limit rows are skipped."""
     effort = Effort(
         warmup=1 if args.smoke else 5, repeats=3 if args.smoke else 30, seconds=1.0 if args.smoke else 4.0,
         small=args.smoke, deadline=began + args.limit_s, build_seconds=args.build_limit_s, threads=args.threads,

@@ -218,11 +218,11 @@ class Doctor:
     help = "Check this machine: what it can run, and the command that installs what is missing."
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
         parser.add_argument(
             "--gpu", action="store_true",
             help="also run every graph with ONNX Runtime on CUDA: how long each takes, and which nodes stay on the CPU "
-                 "with more than 4 KB",
+                 "with more than 4 KB (default: off)",
         )
         parser.add_argument(
             "--bundle", type=Path, metavar="DIR", help="the bundle whose graphs --gpu runs (default: the demo model)"
