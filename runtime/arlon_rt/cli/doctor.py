@@ -230,7 +230,7 @@ class Doctor:
 
     def run(self, args: argparse.Namespace) -> int:
         if args.bundle is not None and not args.gpu:
-            raise OptionsError(f"bundle is {str(args.bundle)!r}, but no graph runs without --gpu; add --gpu")
+            raise OptionsError(f"bundle is {str(args.bundle)!r}, but without --gpu no graph runs; add --gpu")
         checks = examine()
         if args.gpu:
             checks += check_graphs(open_bundle(args), "cuda")
