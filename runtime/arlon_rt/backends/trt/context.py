@@ -25,11 +25,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Lane:
-    """What the sessions of one stage share: a stream, memory for activations, and the turn to use them."""
+    """What the sessions of one lane share: a stream, memory for activations, and the turn to use them."""
 
     stream: Stream
     graphs: bool = True
     """Whether runs that recur are captured as CUDA graphs."""
+    device: str = "cuda"
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _activations: Memory | None = None
     _sessions: int = 0

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from arlon_rt.backends.session import Array, Handle, Looping, Session
-from arlon_rt.errors import BackendError
+from arlon_rt.backends.session import Array, Handle, Looping, Session, closed
 from arlon_rt.graphs import GraphSpec
 
 TOGETHER = "together"
@@ -121,7 +120,7 @@ class PassingSession:
     def _opened(self) -> LoopingSession:
         with self._loading:
             if self._closed:
-                raise BackendError(f"{self._spec.name}: the session is closed")
+                raise closed(self._spec)
             if self._session is None:
                 self._session = self._load()
                 self._room.loaded(self._free)
