@@ -136,20 +136,20 @@ class FakeGpu:
         self.threads: set[int] = set()
         self.working, self.counting = threading.RLock(), threading.RLock()
         self.captured = self.launched = 0
-        """CUDA graphs that were made, and runs of them."""
+        """Numbers of CUDA graphs that were captured, and of their launches."""
         self.refuses_graphs = False
         self.downloads = 0
         self.ran: list[tuple[str, int, int]] = []
         """(graph, stream, profile) of each execution."""
         self.trims: list[int] = []
-        """Bytes that were taken each time that freed memory was given back."""
+        """Bytes in use at each return of freed memory to the GPU."""
         self.loaded: list[str] = []
         """Graph of each engine that was loaded, in order."""
         self.streaming: dict[str, int] = {}
         """Graph -> streamable bytes that stay on the device, where the backend set them."""
 
     def take(self, size: int) -> None:
-        """Count bytes that are taken, or given back."""
+        """Count bytes that are taken, or, if negative, freed."""
         with self.counting:
             self.live += size
             self.most = max(self.most, self.live)

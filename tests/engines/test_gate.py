@@ -1,4 +1,4 @@
-"""Planted faults: graphs that TensorRT would take, or refuse, without a word that helps. No engine is made of them."""
+"""Planted faults: graphs that TensorRT accepts, or refuses without a helpful message. None becomes an engine."""
 
 from __future__ import annotations
 

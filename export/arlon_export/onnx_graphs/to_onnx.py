@@ -218,7 +218,7 @@ def _merge_constants(model: ir.Model, weights: set[str]) -> None:
 
 
 def _take_named_from_outputs(model: ir.Model, spec: GraphSpec) -> None:
-    """The named float tensor was an output while tracing; from here on it is an inner value with that name."""
+    """Turn the named float tensor, an output while tracing, into an inner value with that name."""
     for name in _named(spec):
         value = model.graph.outputs.pop()
         if value.name != name or not value.uses():

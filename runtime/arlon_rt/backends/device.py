@@ -13,7 +13,7 @@ def compute_capability(device: int = 0) -> str:
 
     Raises:
         MissingExtraError: cuda-core is not installed.
-        BackendError: there is no such GPU, or its driver does not answer.
+        BackendError: no GPU has this number, or its driver does not answer.
     """
     try:
         from cuda.core import Device

@@ -1,4 +1,4 @@
-"""A bundle on disk: it opens from its manifest alone, finds its files safely, and its manifest is written here."""
+"""A bundle on disk: how it opens from its manifest alone, finds its files safely and gets its manifest written."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Bundle:
         return entries[precision]
 
     def graph_file(self, graph: str, precision: str) -> Path:
-        """The path of the .onnx of ``graph``; it and its external data are there in full size."""
+        """The path of the .onnx of ``graph``; it and its external data have their full size."""
         entry = self.graph(graph, precision)
         for name in entry.data:
             self.file(name)

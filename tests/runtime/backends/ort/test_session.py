@@ -1,4 +1,4 @@
-"""A session checks what it is fed, keeps what it is told to hold, and updates caches in place."""
+"""A session checks its feed, keeps held outputs on the device, and updates caches in place."""
 
 from __future__ import annotations
 

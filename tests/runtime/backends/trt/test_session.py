@@ -1,4 +1,4 @@
-"""The TensorRT backend's own logic, on a GPU that is not there: same results, memory shared and given back."""
+"""The TensorRT backend on a stand-in for a GPU: the same results, and memory that is shared and freed."""
 
 from __future__ import annotations
 
