@@ -19,7 +19,7 @@ from arlon_rt.backends.trt.cuda import ALIGNED, CudaStream, Memory, Stream
 from arlon_rt.backends.trt.library import check_contract, import_tensorrt, new_log, stream_weights
 from arlon_rt.bundle import Flavour
 from arlon_rt.errors import BackendError
-from arlon_rt.graphs import ALL_STAGES, STAGE_OF, GraphSpec, TensorSpec
+from arlon_rt.graphs import ALL_LANES, LANE_OF, GraphSpec, TensorSpec
 
 
 class TrtHandle:
@@ -50,7 +50,7 @@ class Gpu:
         self._trt, self._new_stream, self._graphs, self._device = trt, new_stream, graphs, device
         self._lanes: dict[str, Lane] = {}
         self.one_lane = False
-        """Whether all networks share a stream and activations, and so take turns; set before the first session."""
+        """Whether all lanes share a stream and activations, and so take turns; set before the first session."""
         self._log = new_log(trt)
         self._runtime = trt.Runtime(self._log)
 
@@ -71,7 +71,7 @@ class Gpu:
             BackendError: TensorRT refuses the engine.
             BundleError: the engine does not fit the contract of this graph.
         """
-        lane = self._lane(STAGE_OF[spec.network])
+        lane = self._lane(LANE_OF[spec.network])
         self._log.errors.clear()
         with lane.turn():   # whichever thread opens it
             engine = self._runtime.deserialize_cuda_engine(plan)
@@ -87,11 +87,11 @@ class Gpu:
             with lane.turn():
                 lane.stream.trim()
 
-    def _lane(self, stage: str) -> Lane:
-        stage = ALL_STAGES if self.one_lane else stage
-        if stage not in self._lanes:
-            self._lanes[stage] = Lane(self._new_stream(), self._graphs, self._device)
-        return self._lanes[stage]
+    def _lane(self, name: str) -> Lane:
+        name = ALL_LANES if self.one_lane else name
+        if name not in self._lanes:
+            self._lanes[name] = Lane(self._new_stream(), self._graphs, self._device)
+        return self._lanes[name]
 
     def complaint(self) -> str:
         """The errors that TensorRT logged since the last call."""
