@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,10 @@ class Size:
     def __str__(self) -> str:
         return f"{self.width}x{self.height}x{self.frames}"
 
+    def narrowed(self, c: ModelConfig) -> ModelConfig:
+        """The configuration of a bundle of this size alone."""
+        return c.narrowed(height=self.height, width=self.width, segment_frames=self.frames)
+
 
 def parse_size(text: str, c: ModelConfig) -> Size:
     """``WIDTHxHEIGHTxFRAMES`` within what the bundle allows.
@@ -46,7 +49,7 @@ def parse_size(text: str, c: ModelConfig) -> Size:
     size = Size(width=int(found[1]), height=int(found[2]), frames=int(found[3]))
     video = c.video
     smallest = 2 * c.vae.space_stride
-    widest, highest = video.max_width or video.width, video.max_height or video.height
+    highest, widest = video.largest
     if not (smallest <= size.width <= widest and smallest <= size.height <= highest):
         raise OptionsError(
             f"profile is {text}; this bundle makes pictures of {smallest}x{smallest} to {widest}x{highest} pixels"
@@ -66,7 +69,7 @@ def profile_name(sizes: Sequence[Size]) -> str:
 
 def profiles_of(c: ModelConfig, graph: str, sizes: Sequence[Size]) -> tuple[EngineProfile, ...]:
     """The profiles of one graph: one a size, without sizes one with the full ranges; equal ones once."""
-    named = {str(size): _ranges(_narrowed(c, size), graph, exact=True) for size in sizes}
+    named = {str(size): _ranges(size.narrowed(c), graph, exact=True) for size in sizes}
     profiles: list[EngineProfile] = []
     for name, ranges in (named or {ANY_SIZE: _ranges(c, graph, exact=False)}).items():
         for part, narrowed in _parts(graph, ranges).items():
@@ -85,14 +88,6 @@ def shape(tensor: TensorSpec, profile: EngineProfile, bound: Bound) -> tuple[int
 def contract(c: ModelConfig, graph: str) -> GraphSpec:
     """The signature of ``graph``."""
     return graph_specs(c)[graph]
-
-
-def _narrowed(c: ModelConfig, size: Size) -> ModelConfig:
-    """The configuration of a bundle that makes no other picture and no longer segment."""
-    video = dataclasses.replace(
-        c.video, width=size.width, height=size.height, max_width=None, max_height=None, segment_frames=size.frames
-    )
-    return dataclasses.replace(c, video=video)
 
 
 def _ranges(c: ModelConfig, graph: str, *, exact: bool) -> Ranges:

@@ -133,8 +133,7 @@ class ResolvedOptions:
 
 def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
     smallest = 2 * model.vae.space_stride
-    max_height = model.video.max_height or model.video.height
-    max_width = model.video.max_width or model.video.width
+    highest, widest = model.video.largest
     _check_scores(values, model)
     for name in ("inject", "reuse_latents"):
         if not isinstance(values[name], bool):
@@ -145,8 +144,8 @@ def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
     guided = steps if values["guided_steps"] is None else _integer("guided_steps", values, 0, MAX_STEPS)
     return ResolvedOptions(
         num_frames=_integer("num_frames", values, 1, MAX_FRAMES, "1 is an image"),
-        height=_integer("height", values, smallest, max_height),
-        width=_integer("width", values, smallest, max_width),
+        height=_integer("height", values, smallest, highest),
+        width=_integer("width", values, smallest, widest),
         first_segment_frames=_first_segment_frames(values, model),
         fps=_number("fps", values, 1, MAX_FPS),
         num_inference_steps=steps,

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
-from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype, to_torch_dtype
+from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 from onnxscript.optimizer import fold_constants_ir
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,10 +23,15 @@ from arlon_export.onnx_graphs.feeds import random_feed, trace_sizes
 from arlon_export.onnx_graphs.precision import TORCH_DTYPE
 from arlon_export.onnx_graphs.wrappers import NAMED, PREFIX, GraphModule
 from arlon_rt.config import ModelConfig
-from arlon_rt.graphs import GraphSpec, TensorSpec
+from arlon_rt.graphs import GraphSpec, StatedTensor, TensorSpec, differences
 
 OPSET = 24
 TRACE_SEED = 0
+TYPES = {
+    ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.INT64: "int64", ir.DataType.BOOL: "bool", ir.DataType.UINT8: "uint8",
+}
+"""ONNX's element types -> the dtypes of graphs.py."""
 
 
 def export_graph(
@@ -213,7 +218,7 @@ def _merge_constants(model: ir.Model, weights: set[str]) -> None:
 
 
 def _take_named_from_outputs(model: ir.Model, spec: GraphSpec) -> None:
-    """The named float tensor was an output while tracing; from here on it is an inner value with that name."""
+    """Turn the named float tensor, an output while tracing, into an inner value with that name."""
     for name in _named(spec):
         value = model.graph.outputs.pop()
         if value.name != name or not value.uses():
@@ -221,16 +226,21 @@ def _take_named_from_outputs(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def _sign(model: ir.Model, spec: GraphSpec, precision: str) -> None:
-    """Compare names and dtypes with the contract and write its axis names on inputs and outputs."""
+    """Compare inputs and outputs with the contract, and write its axis names on them."""
     graph = model.graph
     graph.name = spec.name
     model.producer_name, model.producer_version = "arlon-rt", ""
+    inputs, outputs = [_stated(v) for v in graph.inputs], [_stated(v) for v in graph.outputs]
+    if found := differences(spec, precision, inputs, outputs, stated_by="graph"):
+        raise ExportError(f"{spec.name}: {found[0]}")
     for value, tensor in zip((*graph.inputs, *graph.outputs), (*spec.inputs, *spec.outputs), strict=True):
-        dtype = TORCH_DTYPE[precision] if tensor.dtype == "float" else getattr(torch, tensor.dtype)
-        wanted = from_torch_dtype(dtype)
-        if value.name != tensor.name or value.dtype != wanted:
-            raise ExportError(f"{spec.name}: {value.name} is {value.dtype}; the contract has {tensor.name} {wanted}")
         value.shape = ir.Shape(tensor.axes)
+
+
+def _stated(value: ir.Value) -> StatedTensor:
+    sizes = value.shape or ()
+    dtype = TYPES.get(value.dtype, value.dtype.name) if value.dtype else "untyped"
+    return value.name or "", dtype, tuple(size if isinstance(size, int) else size.value for size in sizes)
 
 
 def _check(model: ir.Model, spec: GraphSpec) -> None:

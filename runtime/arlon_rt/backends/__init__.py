@@ -1,4 +1,4 @@
-"""What runs graphs: one folder a backend, and the one place that chooses between them."""
+"""Backends, which run graphs: each has a folder, and `open_sessions` chooses between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Dataclasses from JSON values and back, with every type checked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def to_json(config: Any) -> Any:
-    """A configuration as plain JSON values."""
+    """A dataclass as plain JSON values."""
     return dataclasses.asdict(config)
 
 
 def from_json(cls: type[T], value: Any, where: str = "model") -> T:
-    """Build the dataclass ``cls`` from JSON values.
+    """The dataclass ``cls`` that JSON values describe; ``where`` names them in messages.
 
     Raises:
         BundleError: a field is unknown, missing or of the wrong type; the message names it.

@@ -80,7 +80,7 @@ class Summary:
 
 def describe(bundle: Bundle) -> Summary:
     """The summary of a bundle, from its manifest and the index of its engines. No graph is opened."""
-    manifest, video = bundle.manifest, bundle.model.video
+    manifest, (highest, widest) = bundle.manifest, bundle.model.video.largest
     networks = dict.fromkeys(spec.network for spec in graph_specs(bundle.model).values())
     engines, engine_faults = _engines(bundle)
     return Summary(
@@ -88,7 +88,7 @@ def describe(bundle: Bundle) -> Summary:
         licence=manifest.licence, baseline=bundle.is_baseline, precisions=bundle.precisions,
         networks=tuple(_network(bundle, name) for name in networks),
         files=len(manifest.files), bytes_on_disk=sum(entry.size for entry in manifest.files.values()),
-        largest_height=video.max_height or video.height, largest_width=video.max_width or video.width,
+        largest_height=highest, largest_width=widest,
         max_prompt_tokens=bundle.model.text.max_length, prompt_suffix=bundle.model.text.prompt_suffix,
         defaults=GenerateOptions().resolved(bundle), provenance=manifest.provenance,
         engines=engines, engine_faults=engine_faults,

@@ -80,9 +80,9 @@ class _Reader:
     """Reads files at one size and rate, and keeps their hashes and the events that report them."""
 
     def __init__(self, options: ResolvedOptions, bundle: Bundle) -> None:
-        unit = bundle.model.vae.space_stride
-        self.size = {"height": options.height // unit * unit, "width": options.width // unit * unit}
-        self.chunk, self._fps = bundle.model.vae.chunk_frames, options.fps
+        vae = bundle.model.vae
+        self.size = {"height": vae.whole(options.height), "width": vae.whole(options.width)}
+        self.chunk, self._fps = vae.chunk_frames, options.fps
         self.read: list[FootageRead] = []
         self.hashes: dict[str, str] = {}
 

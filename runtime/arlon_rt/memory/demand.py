@@ -44,9 +44,9 @@ class Demand:
     @classmethod
     def of_segments(cls, options: ResolvedOptions, model: ModelConfig, segments: Sequence[Segment]) -> Self:
         """The demand of a request that is cut into segments."""
-        unit, guided = model.vae.space_stride, options.guidance_scale != 1 and options.guided_steps > 0
+        guided = options.guidance_scale != 1 and options.guided_steps > 0
         return cls(
-            height=options.height // unit * unit, width=options.width // unit * unit,
+            height=model.vae.whole(options.height), width=model.vae.whole(options.width),
             latents=max(len(segment.latents) for segment in segments), guided=guided,
             also_unguided=guided and options.guided_steps < options.num_inference_steps,
             ar_guided=options.inject and options.ar_guidance_scale != 1, inject=options.inject,
@@ -62,10 +62,7 @@ class Demand:
         chunks = self.latents // model.vae.chunk_latents
         frames = chunks * model.vae.chunk_frames or 1
         assert latent_length(model, frames) == self.latents
-        video = dataclasses.replace(
-            model.video, height=self.height, width=self.width, max_height=None, max_width=None, segment_frames=frames
-        )
-        return dataclasses.replace(model, video=video)
+        return model.narrowed(height=self.height, width=self.width, segment_frames=frames)
 
     def sizes(self, spec: GraphSpec) -> Mapping[str, int]:
         """Axis -> its largest size, for a graph of the `narrowed` configuration."""

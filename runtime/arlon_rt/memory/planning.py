@@ -95,11 +95,11 @@ def _alternatives(bundle: Bundle, plan: MemoryPlan, engines: Engines | None) -> 
     def fits(other: Demand, precision: str = plan.precision, of: Engines | None = None) -> bool:
         return plan_for(bundle, other, precision, budget, of).fits
 
-    unit = 2 * bundle.model.vae.space_stride
+    vae = bundle.model.vae
     for part in SMALLER_SIDES:
         smaller = dataclasses.replace(
-            demand, height=max(unit, int(demand.height * part) // unit * unit),
-            width=max(unit, int(demand.width * part) // unit * unit),
+            demand, height=vae.whole(int(demand.height * part), 2) or 2 * vae.space_stride,
+            width=vae.whole(int(demand.width * part), 2) or 2 * vae.space_stride,
         )
         if smaller != demand and fits(smaller, of={}):
             yield f"{smaller.width}x{smaller.height}"

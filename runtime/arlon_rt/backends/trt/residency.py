@@ -13,8 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from arlon_rt.backends.session import Array, Handle, Looping, Session
-from arlon_rt.errors import BackendError
+from arlon_rt.backends.session import Array, Handle, Looping, Session, closed
 from arlon_rt.graphs import GraphSpec
 
 RESIDENT = "resident"
@@ -128,7 +127,7 @@ class OffloadableSession:
         with self._residency.turn(self._group):
             with self._loading:
                 if self._closed:
-                    raise BackendError(f"{self._spec.name}: the session is closed")
+                    raise closed(self._spec)
                 if self._session is None:
                     self._session = self._load()
                     self._residency.loaded(self._free)

@@ -106,7 +106,7 @@ def test_engines_of_another_user_are_code_and_need_trust(folder: Path) -> None:
 
 def test_a_session_that_fails_to_open_closes_the_others(folder: Path, fake: FakeGpu) -> None:
     build(folder, lost="latents_out")
-    with pytest.raises(BundleError, match="the engine of dit has"):
+    with pytest.raises(BundleError, match="the engine of dit does not fit its contract"):
         Pipeline.open(folder, backend="tensorrt-rtx")
     fake.settle()
     assert fake.live == 0
