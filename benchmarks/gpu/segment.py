@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import graph_specs
-from arlon_rt.options import DEFAULTS
+from arlon_rt.options import OPTIONS
 from gpu.row import WAYS, Row
 
 
@@ -25,7 +25,7 @@ class Reckoned:
 def runs_of_a_segment(model: ModelConfig) -> dict[str, int]:
     """How often each graph that decides runs: once a token, a denoising step, a chunk of the video autoencoder."""
     runs = {
-        "dit": int(DEFAULTS["num_inference_steps"]),
+        "dit": int(OPTIONS["num_inference_steps"].default),
         "vae_decoder": math.ceil(model.video.segment_frames / model.vae.chunk_frames),
     }
     if model.ar and model.vq:

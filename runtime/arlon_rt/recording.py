@@ -196,7 +196,8 @@ class Recording:
         prompts = [{"seconds": seconds, "prompt": prompt} for seconds, prompt in self.timeline.entries]
         origin = {
             "arlon_rt": installed_version(), "bundle": self.bundle.hash, "prompts": prompts,
-            "options": dataclasses.asdict(self.resolved), "precision": self.precision,
+            "options": dataclasses.asdict(self.resolved) | dict.fromkeys(GenerateOptions.REMOVED),   # the same bytes
+            "precision": self.precision,
             **({"sources": dict(self._hashes)} if self._hashes else {}),
         }
         title = " | ".join(prompt for _, prompt in self.timeline.entries)

@@ -25,7 +25,7 @@ class Inspect:
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add_bundle(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
 
     def run(self, args: argparse.Namespace) -> int:
         from arlon_rt.bundle import describe
@@ -45,7 +45,9 @@ class Verify:
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add_bundle(parser)
-        parser.add_argument("--deep", action="store_true", help="also open every graph and compare what it says itself")
+        parser.add_argument(
+            "--deep", action="store_true", help="also open every graph and compare what it says itself (default: off)"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         bundle = open_bundle(args)

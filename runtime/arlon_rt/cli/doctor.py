@@ -211,11 +211,11 @@ class Doctor:
     help = "Say what this machine can run, and the command that installs what is missing."
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
         parser.add_argument(
             "--gpu", action="store_true",
             help="also run every graph with ONNX Runtime on CUDA, say how long each takes, and name the nodes that "
-                 "stay on the CPU with more than 4 KB",
+                 "stay on the CPU with more than 4 KB (default: off)",
         )
         parser.add_argument(
             "--bundle", type=Path, metavar="DIR", help="whose graphs --gpu runs (default: the demo model's)"

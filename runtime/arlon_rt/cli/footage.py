@@ -30,21 +30,25 @@ def add_footage(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("frames to go by (any size and rate: they are brought to the model's)")
     begin = group.add_mutually_exclusive_group()
     begin.add_argument(
-        "--extend", type=Path, metavar="CLIP", help="go on where this clip ends; the output is what comes after it"
+        "--extend", type=Path, metavar="CLIP", 
+        help="go on where this clip ends; the output is what comes after it (default: none)",
     )
-    begin.add_argument("--image", type=Path, metavar="IMAGE", help="begin with this image")
+    begin.add_argument("--image", type=Path, metavar="IMAGE", help="begin with this image (default: none)")
     begin.add_argument(
         "--repaint", type=Path, metavar="CLIP",
-        help="move as this clip does, look as the prompt says; as long as the clip (60 s at most), or as --seconds",
+        help="move as this clip does, look as the prompt says; as long as the clip (60 s at most), or as --seconds "
+             "(default: none)",
     )
     group.add_argument(
         "--reference", type=Path, action="append", metavar="FILE",
-        help="an image or a clip to take frames from, where --mask-strategy puts them; repeat it for more",
+        help="an image or a clip to take frames from, where --mask-strategy puts them; repeat it for more "
+             "(default: none)",
     )
     group.add_argument(
         "--mask-strategy", metavar="S",
         help="Open-Sora's 'segment,reference,start,at,length,edit_ratio;…', counted from 0, places in latents: "
-             "'0,0,0,0,1,0;0,1,0,-1,1,0' begins with the first reference and ends its segment with the second",
+             "'0,0,0,0,1,0;0,1,0,-1,1,0' begins with the first reference and ends its segment with the second "
+             "(default: none)",
     )
 
 
