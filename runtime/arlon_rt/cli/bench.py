@@ -17,7 +17,7 @@ from arlon_rt.cli.arguments import (
     read_options,
     read_prompts,
 )
-from arlon_rt.cli.display import WORDS, StageClock, print_json
+from arlon_rt.cli.display import WORDS, Clock, print_json
 from arlon_rt.errors import OptionsError
 
 if TYPE_CHECKING:
@@ -71,12 +71,11 @@ class Bench:
 
 def time_networks(pipeline: Pipeline, timeline: Timeline, options: GenerateOptions) -> dict[str, float]:
     """Seconds of each network in one generation, and ``total``."""
-    clock = StageClock()
+    clock = Clock()
     began = time.perf_counter()
     for _ in pipeline.stream(timeline, options, on_event=clock.note):
         pass
-    seconds = {str(network): spent for network, spent in clock.seconds.items()}
-    return {**seconds, "total": time.perf_counter() - began}
+    return {**clock.seconds, "total": time.perf_counter() - began}
 
 
 def print_table(result: dict[str, Any]) -> None:
