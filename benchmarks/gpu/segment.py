@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import graph_specs
-from arlon_rt.options import DEFAULTS
+from arlon_rt.options import OPTIONS
 from gpu.row import WAYS, Row
 
 
@@ -26,7 +26,7 @@ class SegmentEstimate:
 def runs_of_a_segment(model: ModelConfig) -> dict[str, int]:
     """Decisive graph -> its runs in a segment: one for each denoising step, chunk of frames, or token."""
     runs = {
-        "dit": int(DEFAULTS["num_inference_steps"]),
+        "dit": int(OPTIONS["num_inference_steps"].default),
         "vae_decoder": math.ceil(model.video.segment_frames / model.vae.chunk_frames),
     }
     if model.ar and model.vq:

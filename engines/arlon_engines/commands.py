@@ -31,7 +31,9 @@ class Build:
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add_bundle(parser)
         parser.add_argument("--backend", choices=FLAVOURS, required=True, help="which TensorRT they are for")
-        parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="default: fp16")
+        parser.add_argument(
+            "--precision", choices=PRECISIONS, default="fp16", help="number format (default: %(default)s)"
+        )
         parser.add_argument(
             "--gpu", action="append", metavar="smNN", help="compute capability; repeat it (default: this machine's GPU)"
         )
@@ -41,13 +43,17 @@ class Build:
         )
         parser.add_argument(
             "--weight-streaming", action="store_true",
-            help="engines that can keep a part of their weights in the host's memory, for `generate --vram-budget`",
+            help="engines that can keep a part of their weights in the host's memory, for `generate --vram-budget` "
+                 "(default: off)",
         )
-        parser.add_argument("--only", metavar="GRAPH,GRAPH", help="build these graphs alone, e.g. dit,vae_decoder")
-        parser.add_argument("--dry-run", action="store_true", help="say what would be built, and why")
+        parser.add_argument(
+            "--only", metavar="GRAPH,GRAPH", help="build these graphs alone, e.g. dit,vae_decoder (default: all)"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="say what would be built, and why (default: off)")
         parser.add_argument(
             "--polygraphy", type=Path, metavar="DIR",
-            help="write scripts there with which Polygraphy compares each engine with ONNX Runtime; build nothing",
+            help="write scripts there with which Polygraphy compares each engine with ONNX Runtime; build nothing "
+                 "(default: off)",
         )
 
     def run(self, args: argparse.Namespace) -> int:

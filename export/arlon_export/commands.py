@@ -28,9 +28,11 @@ class Export:
         add_published(parser)
         parser.add_argument("-o", "--output", type=Path, required=True, help="the bundle to write; must not exist yet")
         parser.add_argument(
-            "--precision", default="fp32,fp16", metavar="P,P", help="sets of fp32, fp16, bf16 (default: fp32,fp16)"
+            "--precision", default="fp32,fp16", metavar="P,P", help="sets of fp32, fp16, bf16 (default: %(default)s)"
         )
-        parser.add_argument("--only", metavar="GRAPH,GRAPH", help="export these graphs alone, e.g. dit,vae_decoder")
+        parser.add_argument(
+            "--only", metavar="GRAPH,GRAPH", help="export these graphs alone, e.g. dit,vae_decoder (default: all)"
+        )
         parser.add_argument(
             "--compare-memory", type=float, metavar="GIB",
             help="memory for comparing a graph with its module; larger graphs are not compared (default: 1)",

@@ -26,7 +26,7 @@ from demo.world import Pixels
 if TYPE_CHECKING:
     from arlon_rt.pipeline import Pipeline
 
-APPROXIMATE = ("guided_steps", "reuse_latents", "reuse_velocity")
+APPROXIMATE = ("guided_steps", "reuse_latents")
 """Options whose effect on the scores is looked at here."""
 SHEET_FRAMES = 6
 CAPTION_HEIGHT = 14
@@ -173,7 +173,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--guided-steps", type=int, help="guide the first so many steps alone, above a scale of 1")
     parser.add_argument("--reuse-latents", action="store_true", help="go on from latents, in more than one segment")
-    parser.add_argument("--reuse-velocity", type=float, help="take steps with the last velocity below this change")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the first setting to this PNG")
     parser.add_argument("--json", type=Path, help="write all measurements to this file")

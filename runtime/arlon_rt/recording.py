@@ -274,7 +274,9 @@ class Recording:
         return {
             "arlon_rt": installed_version(), "bundle": self.bundle.hash,
             "prompts": [{"seconds": seconds, "prompt": prompt} for seconds, prompt in self.timeline.entries],
-            "options": dataclasses.asdict(self.resolved), "precision": self._precision,
+            # Removed options stay in the tags for their release, as null: the same file as before comes out.
+            "options": dataclasses.asdict(self.resolved) | dict.fromkeys(GenerateOptions.REMOVED),
+            "precision": self._precision,
             **({"sources": dict(self._hashes)} if self._hashes else {}),
         }
 

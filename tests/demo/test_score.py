@@ -180,7 +180,7 @@ def test_the_report_counts_blank_videos_as_wrong():
 
 
 def test_approximations_asked_for_are_those_that_are_scored():
-    asked = {"guidance_scale": 2.5, "guided_steps": 3, "reuse_latents": True, "reuse_velocity": 0.1}
+    asked = {"guidance_scale": 2.5, "guided_steps": 3, "reuse_latents": True}
     seen: list[Any] = []
 
     def generate(_prompt: str, options: Any, tokens: Any = None) -> SimpleNamespace:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from arlon_export.checkpoints.checkpoint import Checkpoint
 
 PUBLISHED = {
-    "dit": (" (required)", "STDiT3"), "vae": (" (required)", "the video autoencoder"),
-    "text-encoder": (" (required)", "T5 v1.1 with its spiece.model"), "ar": ("", "ARLON's token model"),
+    "dit": ("; required", "STDiT3"), "vae": ("; required", "the video autoencoder"),
+    "text-encoder": ("; required", "T5 v1.1 with its spiece.model"), "ar": ("", "ARLON's token model"),
     "vq": ("", "its latent VQ-VAE"), "injection": ("", "its adapters; arlon.json beside them says what shapes cannot"),
 }
 """Option -> whether it is required, and what it names."""
@@ -25,9 +25,10 @@ def add_published(parser: argparse.ArgumentParser) -> None:
         "published weights (a Hugging Face folder, a .safetensors or a .pt file each) instead of a checkpoint folder"
     )
     for network, (required, what) in PUBLISHED.items():
-        group.add_argument(f"--{network}", type=Path, metavar="PATH", help=f"{what}{required}")
+        group.add_argument(f"--{network}", type=Path, metavar="PATH", help=f"{what} (default: none{required})")
     group.add_argument(
-        "--exact", action="store_true", help="exact position tables, not as the published bf16 run had them"
+        "--exact", action="store_true",
+        help="exact position tables, not as the published bf16 run had them (default: off)",
     )
 
 

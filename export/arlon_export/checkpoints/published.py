@@ -22,11 +22,11 @@ from arlon_export.checkpoints.state_dict import StateDict, check_fit, merge, ope
 from arlon_rt.bundle import check_model
 from arlon_rt.config import DiTConfig, ModelConfig, TextConfig, VAEConfig, VideoConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError
-from arlon_rt.options import GenerateOptions
+from arlon_rt.options import OPTIONS, GenerateOptions
 
 TOKENIZER = "spiece.model"
-BASELINE_DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 7.0}
-GUIDED_DEFAULTS = {"num_inference_steps": 10, "guidance_scale": 7.0}
+GUIDED_DEFAULTS = {name: OPTIONS[name].default for name in ("num_inference_steps", "guidance_scale")}
+BASELINE_DEFAULTS = GUIDED_DEFAULTS | {"num_inference_steps": 30}
 EMBEDDING_ALIAS = "encoder.embed_tokens.weight"
 """T5's second name of ``shared.weight``; files hold one of the two, or both."""
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from arlon_export.checkpoints.arguments import add_published, chosen_checkpoint, published_given
+from arlon_rt.cli.arguments import add_option
 from arlon_rt.errors import OptionsError
 from arlon_rt.options import GenerateOptions
 
@@ -29,15 +30,15 @@ class Parity:
             help="recorded outputs (stdit3_*.json, vae_io.npz, rflow_io.npz), or the bundle of the checkpoint given",
         )
         recorded = parser.add_argument_group("recorded outputs")
-        recorded.add_argument("--precision", help="precision set of the graphs: fp32 (default) or fp16")
-        recorded.add_argument("--keep", type=Path, metavar="BUNDLES", help="a new folder for the bundles, one a family")
+        recorded.add_argument("--precision", help="precision set of the graphs, fp32 or fp16 (default: fp32)")
+        recorded.add_argument(
+            "--keep", type=Path, metavar="BUNDLES", help="a new folder for the bundles, one a family (default: none)"
+        )
         request = parser.add_argument_group("a bundle's checkpoint, and the request whose inputs are compared")
-        request.add_argument("--checkpoint", type=Path, metavar="PATH", help="folder with config.json")
-        request.add_argument("--prompt", help="left out: one of usual length for the model")
-        request.add_argument("--num-frames", type=int, metavar="N", help="left out: two segments")
-        request.add_argument("--height", type=int, metavar="PIXELS")
-        request.add_argument("--width", type=int, metavar="PIXELS")
-        request.add_argument("--steps", dest="num_inference_steps", type=int, metavar="N", help="denoising steps")
+        request.add_argument("--checkpoint", type=Path, metavar="PATH", help="folder with config.json (default: none)")
+        request.add_argument("--prompt", help="what the video shows (default: a prompt of usual length)")
+        for name in SIZES:
+            add_option(request, name, default="two segments" if name == "num_frames" else None)
         add_published(parser)
 
     def run(self, args: argparse.Namespace) -> int:

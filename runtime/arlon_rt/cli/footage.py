@@ -27,21 +27,24 @@ def add_footage(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("frames to start from (of any size and rate: they are converted to the model's)")
     begin = group.add_mutually_exclusive_group()
     begin.add_argument(
-        "--extend", type=Path, metavar="CLIP", help="continue this clip; the output holds the new frames alone"
+        "--extend", type=Path, metavar="CLIP",
+        help="continue this clip; the output holds the new frames alone (default: none)",
     )
-    begin.add_argument("--image", type=Path, metavar="IMAGE", help="begin with this image")
+    begin.add_argument("--image", type=Path, metavar="IMAGE", help="begin with this image (default: none)")
     begin.add_argument(
         "--repaint", type=Path, metavar="CLIP",
-        help="move as this clip does and look as the prompt says; as long as the clip (60 s at most) or --seconds",
+        help="move as this clip does and look as the prompt says; as long as the clip (60 s at most) or --seconds "
+             "(default: none)",
     )
     group.add_argument(
         "--reference", type=Path, action="append", metavar="FILE",
-        help="an image or a clip whose frames --mask-strategy puts into the video; repeat it for more",
+        help="an image or a clip whose frames --mask-strategy puts into the video; repeat it for more (default: none)",
     )
     group.add_argument(
         "--mask-strategy", metavar="S",
         help="Open-Sora's 'segment,reference,start,at,length,edit_ratio;…', counted from 0, places in latents: "
-             "'0,0,0,0,1,0;0,1,0,-1,1,0' begins with the first reference and ends its segment with the second",
+             "'0,0,0,0,1,0;0,1,0,-1,1,0' begins with the first reference and ends its segment with the second "
+             "(default: none)",
     )
 
 

@@ -45,12 +45,13 @@ class Generate:
         add_prompts(parser)
         parser.add_argument(
             "-o", "--output", metavar="FILE.mp4",
-            help="the video to write; also FILE.webm, FOLDER/ for PNG frames, or - for a fragmented MP4 on stdout",
+            help="the video to write; also FILE.webm, FOLDER/ for PNG frames, or - for a fragmented MP4 on stdout "
+                 "(default: none)",
         )
         parser.add_argument(
             "--resume", action="store_true",
             help="go on with FILE.mp4 where Ctrl-C, a crash or a full disk stopped it; prompt and options are those it "
-                 "was begun with",
+                 "was begun with (default: off)",
         )
         parser.add_argument(
             "--crf", type=int, metavar="N", help="quality of the video file, 0 to 51, lower is better (default: 18)"
@@ -60,23 +61,25 @@ class Generate:
             help="how long the encoder works at a smaller file (default: %(default)s)",
         )
         parser.add_argument(
-            "--preview", metavar="FILE.mp4", help="also write each segment's draft, as soon as its tokens are drafted"
+            "--preview", metavar="FILE.mp4",
+            help="also write each segment's draft, as soon as its tokens are drafted (default: none)",
         )
         parser.add_argument(
             "--overlap", action="store_true",
             help="draft, denoise and decode different segments at once; on a CPU each with half the cores' threads "
-                 "unless --threads says otherwise",
+                 "unless --threads says otherwise (default: off)",
         )
         parser.add_argument(
             "--dry-run", action="store_true",
-            help="generate nothing; show the GPU memory that TensorRT would need, and whether --vram-budget holds it",
+            help="generate nothing; show the GPU memory that TensorRT would need, and whether --vram-budget holds it "
+                 "(default: off)",
         )
         add_footage(parser)
         add_options(parser)
         add_backend(parser)
         shown = parser.add_argument_group("display").add_mutually_exclusive_group()
-        shown.add_argument("--quiet", action="store_true", help="print nothing but errors")
-        shown.add_argument("--json", action="store_true", help="print events and a summary as JSON lines on stdout")
+        shown.add_argument("--quiet", action="store_true", help="print nothing but errors and warnings (default: off)")
+        shown.add_argument("--json", action="store_true", help="print events and a summary as JSON (default: off)")
 
     def run(self, args: argparse.Namespace) -> int:
         if args.dry_run:

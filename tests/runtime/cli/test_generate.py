@@ -235,7 +235,6 @@ def test_generating_uses_no_network_and_no_torch(bundle: Path, tmp_path: Path) -
         (["--steps", "0"], PROMPT, ["num_inference_steps is 0", "1"]),
         (["--steps", "many"], PROMPT, ["--steps", "many"]),
         (["--seconds", "0"], PROMPT, ["seconds is 0"]),
-        (["--reuse-velocity", "-1"], PROMPT, ["reuse_velocity is -1", "0 to 100"]),
         (["--seconds", "nan"], PROMPT, ["seconds is nan"]),
         (["--seconds", "1", "--num-frames", "24"], PROMPT, ["not allowed with"]),
         (["--num-frames", "0"], PROMPT, ["num_frames is 0"]),
