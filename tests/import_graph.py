@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -113,6 +114,12 @@ class Tree:
         if name and f"{module}.{name}" in self.files:
             return f"{module}.{name}"
         return module if module in self.files else None
+
+
+@cache
+def project() -> Tree:
+    """All packages of this repository."""
+    return Tree(PACKAGES)
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str] | None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from import_graph import PACKAGES, Tree, circle
+from import_graph import Tree, circle, project
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    found = circle(Tree(PACKAGES).graph())
+    found = circle(project().graph())
     assert found is None, " -> ".join(found or [])
 
 

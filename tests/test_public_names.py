@@ -13,7 +13,7 @@ import pytest
 
 import arlon_rt
 import arlon_rt.backends
-from import_graph import PACKAGES, Tree
+from import_graph import project
 
 LIBRARY = Path(__file__).parent.parent / "docs" / "library.md"
 CLASSES = [name for name in arlon_rt.__all__ if inspect.isclass(getattr(arlon_rt, name))]
@@ -54,7 +54,7 @@ def test_the_example_of_the_documentation_uses_real_names() -> None:
 def test_a_name_that_loads_lazily_is_the_one_that_mypy_sees(package: str) -> None:
     loaded = import_module(package)
     declared = {
-        found.name: found.module for found in Tree({"arlon_rt": PACKAGES["arlon_rt"]}).imports[package]
+        found.name: found.module for found in project().imports[package]
         if found.type_checking
     }
     assert sorted(declared) == loaded.__all__
