@@ -58,7 +58,7 @@ def test_bfloat16_rounds_to_nearest_and_ties_to_even(value: float, nearest: floa
 
 @pytest.mark.parametrize(("frames", "largest_error"), [(15, 0.041), (20, 0.055), (30, 0.082), (120, 0.443)])
 def test_published_rotary_angles_are_off_by_what_the_bfloat16_run_was(frames: int, largest_error: float) -> None:
-    # The errors of the angles as measured on the published module (spec 5.4); a chord is shorter than its angle.
+    # The largest errors of the published module's angles (docs/spec.md 5.4); a chord is shorter than its angle.
     exact = np.arctan2(*reversed(rotary_tables(frames, 72, 10_000.0)))
     published = np.arctan2(*reversed(rotary_tables(frames, 72, 10_000.0, published_bf16=True)))
     turned = np.abs((published - exact + np.pi) % (2 * np.pi) - np.pi)

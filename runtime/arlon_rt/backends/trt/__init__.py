@@ -8,5 +8,5 @@ from arlon_rt.lazy import lazily
 
 if TYPE_CHECKING:
     from arlon_rt.backends.trt.session import Gpu as Gpu
-
-__getattr__ = lazily(__name__, {"arlon_rt.backends.trt.session": ("Gpu",)})
+else:
+    __all__, __getattr__, __dir__ = lazily(__name__, {"arlon_rt.backends.trt.session": ("Gpu",)})
