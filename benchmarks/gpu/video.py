@@ -168,7 +168,7 @@ def _time(found: VideoMeasurement, pipeline: Pipeline, options: GenerateOptions,
     found.seconds, found.real_time_factor = middle.wall_seconds, middle.real_time_factor
     found.min_seconds, found.max_seconds = ends[0].wall_seconds, ends[-1].wall_seconds
     found.first_frame_seconds = statistics.median(end.first_chunk_seconds for end in ends)
-    found.stage_seconds = {str(stage): s for stage, s in middle.stage_seconds.items()}
+    found.stage_seconds = {str(network): s for network, s in middle.network_seconds.items()}
     assert found.open_seconds is not None
     found.open_seconds = max(0.0, found.open_seconds - middle.wall_seconds)
 

@@ -18,9 +18,13 @@ FLOAT_DTYPE: Mapping[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": 
 """What the contract's dtype ``"float"`` means in each precision set."""
 TensorSignature = tuple[str, str, tuple[int | str, ...]]
 """(name, dtype, axes): ``("latents", "float32", (1, 4, "frame", "latent_height", "latent_width"))``."""
-STAGE_OF = {"text": "drafting", "ar": "drafting", "vq": "drafting", "dit": "denoising", "vae": "decoding"}
-"""The networks of one lane never run at once, so they share a stream and activations."""
-ALL_STAGES = "all stages"
+Network = Literal["text", "ar", "vq", "dit", "vae"]
+LANE_OF: Mapping[Network, str] = {
+    "text": "drafting", "ar": "drafting", "vq": "drafting", "dit": "denoising", "vae": "decoding",
+}
+"""Which lane of a generation runs a network. Networks of one lane never run at once: they share a stream and
+activations."""
+ALL_LANES = "all lanes"
 DType = Literal["float", "float32", "int64", "bool", "uint8"]
 
 
@@ -50,7 +54,7 @@ class GraphSpec:
     """The signature of one graph."""
 
     name: str
-    network: str
+    network: Network
     """Graphs of one network share one external data file."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

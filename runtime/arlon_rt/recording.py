@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from arlon_rt.bundle import Bundle, installed_version
 from arlon_rt.cli.display import print_json
 from arlon_rt.errors import OptionsError, OutputError
-from arlon_rt.events import Event, Finished, FootageRead, Progress, Started
+from arlon_rt.events import Event, Finished, FootageRead, FramesWritten, Started
 from arlon_rt.generation import Ahead, peak_memory
 from arlon_rt.options import GenerateOptions
 from arlon_rt.segments import plan
@@ -189,7 +189,7 @@ class Recording:
                         writer.end_segment()
                     self._save()   # the one before: a file that grows lacks its last segment
                     self._latest = dataclasses.replace(snapshot, sources=self._hashes)
-                on_event(Progress(stage="video", segment=chunk.segment, done=done, total=self.resolved.num_frames))
+                on_event(FramesWritten(segment=chunk.segment, done=done, total=self.resolved.num_frames))
 
     def metadata(self) -> dict[str, str]:
         """The file's tags: all it takes to make it again."""
@@ -223,7 +223,7 @@ class Recording:
                 "file": self.output if self.num_frames else None, "stopped": self.stopped, "resume": resume,
                 "num_frames": self.num_frames, "seconds": seconds, "wall_seconds": wall, "load_seconds": load,
                 "real_time_factor": speed, "first_chunk_seconds": told and told.first_chunk_seconds,
-                "stage_seconds": dict(told.stage_seconds) if told else None, "peak_memory_bytes": peak_memory(),
+                "network_seconds": dict(told.network_seconds) if told else None, "peak_memory_bytes": peak_memory(),
                 **json.loads(self.metadata()["comment"]),
             })
         out = sys.stderr if self.output == PIPE else sys.stdout

@@ -22,7 +22,7 @@ BUILT_IN = {
     "generate": ("arlon_rt.cli.generate:generate", "make a video from a prompt"),
     "inspect": ("arlon_rt.cli.bundle:inspect", "say what a bundle holds"),
     "verify": ("arlon_rt.cli.bundle:verify", "check a bundle's files, hashes and signatures"),
-    "bench": ("arlon_rt.cli.bench:bench", "time a generation, stage by stage"),
+    "bench": ("arlon_rt.cli.bench:bench", "time a generation, network by network"),
     "doctor": ("arlon_rt.cli.doctor:doctor", "say what this machine can run, and what to install"),
 }
 PLUGGED_IN = {

@@ -51,7 +51,7 @@ def print_plan(console: Console, plan: MemoryPlan) -> None:
     console.print(f"{plan.demand}, {plan.precision}, TensorRT: planned, nothing was run", soft_wrap=True)
     console.print(graph_table(plan))
     rows = [(held.name, held.size) for held in plan.held]
-    rows += [(f"activations of {stage}, one arena", size) for stage, size in plan.arenas.items()]
+    rows += [(f"activations of {lane}, one arena", size) for lane, size in plan.arenas.items()]
     rows += [("CUDA context and rounding (assumed)", CONTEXT)]
     for name, size in rows:
         console.print(f"{mebibytes(size):>12}  {name}", soft_wrap=True)
@@ -105,7 +105,7 @@ def notes(plan: MemoryPlan) -> list[str]:
     if plan.alone:
         lines.append("alone: loaded when it is to run, all others freed, and freed before another runs")
     if plan.one_arena:
-        lines.append("one arena for all stages: with --overlap they take turns on the GPU")
+        lines.append("one arena for all lanes: with --overlap they take turns on the GPU")
     if any(g.streams for g in plan.graphs):
         lines.append("streams: weights that are not on the GPU come over the bus at every run")
     if unbuilt := [g.graph for g in plan.graphs if g.weights.source == GRAPH]:

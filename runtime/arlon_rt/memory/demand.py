@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -40,7 +40,7 @@ class Demand:
         return cls.of_segments(resolved, model, plan(frames, model))
 
     @classmethod
-    def of_segments(cls, options: ResolvedOptions, model: ModelConfig, segments: list[Segment]) -> Self:
+    def of_segments(cls, options: ResolvedOptions, model: ModelConfig, segments: Sequence[Segment]) -> Self:
         """Of a request that is cut already."""
         unit, guided = model.vae.space_stride, options.guidance_scale != 1 and options.guided_steps > 0
         return cls(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from arlon_rt.config import ModelConfig
-from arlon_rt.graphs import ALL_STAGES, STAGE_OF
+from arlon_rt.graphs import ALL_LANES, LANE_OF
 from arlon_rt.memory.demand import Demand
 from arlon_rt.memory.footprint import Held, buffers, held, needed_graphs
 from arlon_rt.units import mebibytes
@@ -42,7 +42,7 @@ class GraphMemory:
     """One graph's share."""
 
     graph: str
-    stage: str
+    lane: str
     way: Way
     """``"passes"``: loaded alone when it is run, and freed before anything else runs."""
     weights: Figure
@@ -59,7 +59,7 @@ class GraphMemory:
 
     @property
     def loaded(self) -> int:
-        """What it takes while it is loaded, its stage's activations aside."""
+        """What it takes while it is loaded, its lane's activations aside."""
         return self.on_device + self.buffers + (self.staging if self.streams else 0)
 
     @property
@@ -79,15 +79,15 @@ class MemoryPlan:
     graphs: tuple[GraphMemory, ...]
     held: tuple[Held, ...]
     one_arena: bool = False
-    """Whether all stages share a stream and activations: overlapped, they take turns on the GPU."""
+    """Whether all lanes share a stream and activations: overlapped, they take turns on the GPU."""
 
     @property
     def arenas(self) -> Mapping[str, int]:
-        """Stage -> activations of the graphs that are loaded together: the largest of each stage, or of all."""
-        sizes = {ALL_STAGES: 0} if self.one_arena else dict.fromkeys(STAGE_OF.values(), 0)
+        """Lane -> activations of the graphs that are loaded together: the largest of each lane, or of all."""
+        sizes = {ALL_LANES: 0} if self.one_arena else dict.fromkeys(LANE_OF.values(), 0)
         for graph in self._together:
-            stage = ALL_STAGES if self.one_arena else graph.stage
-            sizes[stage] = max(sizes[stage], graph.activations.size)
+            lane = ALL_LANES if self.one_arena else graph.lane
+            sizes[lane] = max(sizes[lane], graph.activations.size)
         return sizes
 
     @property
@@ -129,7 +129,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """The first of the ways to run that fits the budget; where none fits, the one that takes least.
 
-    All stays; or the text encoder passes, then the encoder of codes, too; then stages share their activations; then
+    All stays; or the text encoder passes, then the encoder of codes, too; then lanes share their activations; then
     weights are streamed, no more than is needed: the transformer's, then the token model's; those of a graph that
     passes where it is too large alone.
 
@@ -172,7 +172,7 @@ def _laid_out(
 ) -> MemoryPlan:
     graphs = tuple(
         GraphMemory(
-            graph=spec.name, stage=STAGE_OF[spec.network], way="passes" if spec.name in passing else "stays",
+            graph=spec.name, lane=LANE_OF[spec.network], way="passes" if spec.name in passing else "stays",
             weights=weights[spec.name], on_device=weights[spec.name].size,
             buffers=buffers(spec, demand, precision), activations=activations[spec.name],
         ) for spec in needed_graphs(model, demand)

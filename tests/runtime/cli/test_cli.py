@@ -179,7 +179,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_file_under_the_final_nam
     assert not output.exists()
 
 
-def test_overlapped_stages_are_told_by_when_segments_are_done(
+def test_overlapped_lanes_are_told_by_when_segments_are_done(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usual, overlapped = tmp_path / "usual.mp4", tmp_path / "overlapped.mp4"

@@ -56,7 +56,7 @@ def test_doctor_runs_no_graph_of_a_bundle_unless_asked(folder: Path, capsys: pyt
     refused(capsys, main(["doctor", "--bundle", str(folder)]), "without --gpu no graph runs")
 
 
-def test_bench_prints_a_row_for_each_stage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_prints_a_row_for_each_network(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--bundle", str(folder), "--runs", "1", "--threads", "1"]) == 0
     out = capsys.readouterr().out
     for row in ("denoising", "decoding frames", "total", "real time"):

@@ -99,18 +99,19 @@ def test_stopped_twice_it_still_goes_on(folder: Path, whole: Path, tmp_path: Pat
 
 
 def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """Killed 20 times after some events: in every stage, and while it copies what an earlier run made."""
+    """Killed 20 times after some events: in every network, and while it copies what an earlier run made."""
     draw, path, whole, frames = random.Random(5), tmp_path / "out.mp4", tmp_path / "whole.mp4", 68 + 51 * 90
     assert main([*request(folder, whole, frames=frames), "--quiet"]) == 0
     expected = read_video(whole).frames
-    command, resumed, stages = request(folder, path, frames=frames), 0, set()
+    command, resumed, seen = request(folder, path, frames=frames), 0, set()
     for _ in range(20):
         process = [sys.executable, "-m", "arlon_rt.cli", *command, "--json"]
         with subprocess.Popen(process, stdout=subprocess.PIPE) as run:
             assert run.stdout is not None
             for _ in range(draw.randrange(1, 250)):
                 line = run.stdout.readline()
-            stages.add(json.loads(line).get("stage"))
+            event = json.loads(line)
+            seen.add(event.get("network", event["event"]))
             run.send_signal(signal.SIGKILL)
         assert run.returncode == -signal.SIGKILL
         if not snapshot_of(str(path)).exists():
@@ -119,7 +120,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(folder: Path, tmp
         assert np.array_equal(shown, expected[: len(shown)])
         command, resumed = resume(folder, path), resumed + 1
     assert resumed >= 12
-    assert {"ar", "dit", "vae", "video"} <= stages
+    assert {"ar", "dit", "vae", "frames_written"} <= seen
     assert main(command) == 0
     assert path.read_bytes() == whole.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["out.mp4", "whole.mp4"]
@@ -184,7 +185,7 @@ def test_json_says_how_to_go_on(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert lines[0]["first_frame"] == 119
     assert lines[-1]["resume"] is None
     assert lines[-1]["num_frames"] == FRAMES
-    assert set(lines[-1]["stage_seconds"]) == {"text", "ar", "vq", "dit", "vae"}
+    assert set(lines[-1]["network_seconds"]) == {"text", "ar", "vq", "dit", "vae"}
     assert lines[-1]["peak_memory_bytes"] > 1 << 20
     finished = lines[-2]
     assert finished["event"] == "finished"

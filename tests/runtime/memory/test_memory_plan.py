@@ -95,7 +95,7 @@ def test_a_request_without_injection_needs_no_token_model() -> None:
     assert not any("caches" in tensor.name for tensor in held(TINY, plain, "fp16"))
 
 
-def test_stages_have_an_arena_each_as_large_as_their_largest_graph_needs() -> None:
+def test_lanes_have_an_arena_each_as_large_as_their_largest_graph_needs() -> None:
     plan = planned(None)
     assert plan.arenas == {"drafting": 50_000, "denoising": 80_000, "decoding": 100_000}
     assert plan.together == (
@@ -133,7 +133,7 @@ def test_the_encoder_of_codes_passes_next_then_activations_are_shared_and_then_w
     assert not any(g.streams for g in second.graphs)
     third = planned(second.together - 1)
     assert third.one_arena
-    assert third.arenas == {"all stages": 100_000}
+    assert third.arenas == {"all lanes": 100_000}
     assert third.together == second.together - sum(second.arenas.values()) + 100_000
     assert not any(g.streams for g in third.graphs)
     for taken, streaming in ((500, {"dit"}), (8000, {"dit", "ar_step"}), (11_000, {"dit", "ar_step", "ar_prefix"})):

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Lane:
-    """What the sessions of one stage share: a stream, memory for activations, and the turn to use them."""
+    """What the sessions of one lane share: a stream, memory for activations, and the turn to use them."""
 
     stream: Stream
     graphs: bool = True

@@ -19,7 +19,7 @@ from arlon_rt.backends.trt.cuda import ALIGNED, CudaStream, Memory, Stream
 from arlon_rt.backends.trt.library import check_contract, import_tensorrt, new_log, stream_weights
 from arlon_rt.bundle import Flavour
 from arlon_rt.errors import BackendError
-from arlon_rt.graphs import ALL_STAGES, FLOAT_DTYPE, STAGE_OF, GraphSpec, TensorSpec, signature
+from arlon_rt.graphs import ALL_LANES, FLOAT_DTYPE, LANE_OF, GraphSpec, TensorSpec, signature
 
 
 class TrtHandle:
@@ -44,7 +44,7 @@ class Gpu:
         self._trt, self._new_stream, self._graphs = trt, new_stream, graphs
         self._lanes: dict[str, Lane] = {}
         self.one_lane = False
-        """Set before the first session: whether all stages share a stream and activations, and so take turns."""
+        """Set before the first session: whether all lanes share a stream and activations, and so take turns."""
         self._log = new_log(trt)
         self._runtime = trt.Runtime(self._log)
 
@@ -65,7 +65,7 @@ class Gpu:
             BackendError: TensorRT refuses it.
             BundleError: it is no engine of this graph.
         """
-        lane = self._lane(STAGE_OF[spec.network])
+        lane = self._lane(LANE_OF[spec.network])
         self._log.errors.clear()
         with lane.turn():   # whichever thread opens it
             engine = self._runtime.deserialize_cuda_engine(plan)
@@ -81,11 +81,11 @@ class Gpu:
             with lane.turn():
                 lane.stream.trim()
 
-    def _lane(self, stage: str) -> Lane:
-        stage = ALL_STAGES if self.one_lane else stage
-        if stage not in self._lanes:
-            self._lanes[stage] = Lane(self._new_stream(), self._graphs)
-        return self._lanes[stage]
+    def _lane(self, name: str) -> Lane:
+        name = ALL_LANES if self.one_lane else name
+        if name not in self._lanes:
+            self._lanes[name] = Lane(self._new_stream(), self._graphs)
+        return self._lanes[name]
 
     def complaint(self) -> str:
         """What TensorRT logged as errors since it was last asked."""
@@ -205,7 +205,7 @@ class TrtSession:
         return value
 
     def _run(self, context: Context, inputs: Mapping[str, TrtHandle], outputs: Mapping[str, TrtHandle]) -> None:
-        """Enqueue one run, in order with the streams of other stages whose handles it reads."""
+        """Enqueue one run, in order with the streams of other lanes whose handles it reads."""
         others = {id(h.lane): h.lane.stream for h in inputs.values() if h.lane is not self._lane}.values()
         for stream in others:
             self._lane.stream.after(stream)   # what is still to be written there

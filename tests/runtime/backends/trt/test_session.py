@@ -13,7 +13,7 @@ from arlon_rt.backends.trt import Gpu
 from arlon_rt.backends.trt.session import TrtHandle
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BackendError, BundleError
-from arlon_rt.graphs import STAGE_OF
+from arlon_rt.graphs import LANE_OF
 from fake_gpu import FakeGpu
 from tiny_bundle import TINY
 from trt_sessions import opened, pipeline_of, step_feed
@@ -31,12 +31,12 @@ def test_a_whole_video_is_the_one_of_onnx_runtime(folder: Path, gpu: Gpu, precis
         assert np.array_equal(pipeline.generate(PROMPT, OPTIONS, overlap=overlap).frames, expected)
 
 
-def test_stages_have_streams_of_their_own_and_share_what_they_can(folder: Path, gpu: Gpu, fake: FakeGpu) -> None:
+def test_lanes_have_streams_of_their_own_and_share_what_they_can(folder: Path, gpu: Gpu, fake: FakeGpu) -> None:
     with pipeline_of(gpu, folder, "fp32") as pipeline:
         pipeline.generate(PROMPT, OPTIONS)
         streams: dict[str, set[int]] = {}
         for graph, stream, _ in fake.ran:
-            streams.setdefault(STAGE_OF[Bundle.open(folder).spec(graph).network], set()).add(stream)
+            streams.setdefault(LANE_OF[Bundle.open(folder).spec(graph).network], set()).add(stream)
         assert [len(found) for found in streams.values()] == [1, 1, 1]
         assert len(set.union(*streams.values())) == 3
         lanes = {id(session._lane) for session in pipeline._networks.sessions.values()}
@@ -111,7 +111,7 @@ def test_what_was_uploaded_may_change_at_once(folder: Path, gpu: Gpu) -> None:
     session.close()
 
 
-def test_what_another_stage_wrote_is_waited_for(folder: Path, gpu: Gpu) -> None:
+def test_what_another_lane_wrote_is_waited_for(folder: Path, gpu: Gpu) -> None:
     caption, step = opened(gpu, folder, "caption"), opened(gpu, folder, "ar_prefix")
     hidden = np.ones((1, 6, TINY.text.d_model), np.float32)
     elsewhere = caption.upload("last_hidden_state", hidden)
