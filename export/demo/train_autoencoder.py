@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from arlon_export.modules.vae import VideoVAE
 from arlon_rt.networks import encoder_frame_index
 from demo.config import VIDEO, vae_config
-from demo.scene import Scene
+from demo.scene import Scene, sample_scene
 from demo.training import Losses, Recipe, arguments, rng, train
-from demo.world import render, render_clip, sample_clip, sample_scene
+from demo.world import render, render_clip, sample_clip
 
 CHUNK = 17
 CROP = 32
