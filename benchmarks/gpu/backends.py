@@ -10,7 +10,7 @@ from typing import Protocol
 
 from arlon_engines.build import Request, build
 from arlon_engines.errors import BuildError
-from arlon_engines.events import Event, Working
+from arlon_engines.events import EngineProgress, Event
 from arlon_engines.flavour import open_flavour
 from arlon_engines.profiles import Size
 from arlon_rt.backends import Session, compute_capability, open_sessions
@@ -78,7 +78,7 @@ class Engines:
 
     def build(self, bundle: Bundle, graphs: Sequence[str], precision: str, deadline: float) -> float:
         def in_time(event: Event) -> None:
-            if isinstance(event, Working) and self._clock() > deadline:   # this error ends the process that builds
+            if isinstance(event, EngineProgress) and self._clock() > deadline:   # ends the process that builds
                 raise BuildTimeout(f"{self.name} was still building {event.graph} when its time was over")
 
         if self._clock() > deadline:

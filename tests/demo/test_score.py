@@ -10,9 +10,22 @@ import numpy as np
 import pytest
 
 from demo.captions import canonical
-from demo.report import Setting, _generator, evaluate, rates, table, write_json, write_sheet
+from demo.measure import Measured, measure
 from demo.scene import HELD_OUT, PALETTE, Scene, sample_scene
-from demo.score import ATTRIBUTES, Measured, matches, measure, prompts, score, windows
+from demo.score import (
+    ATTRIBUTES,
+    Setting,
+    _generator,
+    evaluate,
+    matches,
+    prompts,
+    rates,
+    score,
+    table,
+    windows,
+    write_json,
+    write_sheet,
+)
 from demo.world import Pixels, render, render_clip, sample_clip
 
 CHANCE = {"colour": 1 / 6, "shape": 1 / 3, "direction": 1 / 5}

@@ -15,7 +15,7 @@ import pytest
 import tensorrt_rtx
 
 import arlon_engines
-from arlon_engines.display import SHOWN
+from arlon_engines.display import LAYER_LABELS
 from arlon_engines.gate import _OPERATORS
 from arlon_rt.backends.trt.library import TYPES
 
@@ -123,5 +123,5 @@ def test_a_name_that_tensorrt_11_lacks_is_noticed() -> None:
 
 def test_layer_and_element_types_are_named_as_tensorrt_names_them() -> None:
     layers = {*RECORDED["classes"]["LayerType"]}
-    assert {*_OPERATORS, *SHOWN} <= layers & {*tensorrt_rtx.LayerType.__members__}
+    assert {*_OPERATORS, *LAYER_LABELS} <= layers & {*tensorrt_rtx.LayerType.__members__}
     assert {*TYPES} <= {*RECORDED["classes"]["DataType"]} & {*tensorrt_rtx.DataType.__members__}
