@@ -197,7 +197,7 @@ class ForgetfulTextEncoder:
         return getattr(self._encoder, name)
 
     def encode(self, prompt: str) -> Text:
-        self._encoder._recent.clear()
+        self._encoder._encoded.cache_clear()
         return self._encoder.encode(prompt)
 
 

@@ -151,7 +151,6 @@ def test_a_new_prompt_keeps_half_a_window_as_context() -> None:
 def test_with_guidance_each_row_writes_after_its_own_text() -> None:
     toy = ToyTokenModel()
     stream = started(toy, Sampling(guidance_scale=3.0, temperature=1.0, top_k=5, top_p=0.9, seed=3))
-    assert stream.guided
     stream.extend([text(5), text(1)], range(1))
     assert toy.calls[0]["last_hidden_state"].shape == (2, 5, 3)
     assert toy.calls[0]["key_0"].shape == (2, 2, 40, 4)
