@@ -58,7 +58,7 @@ def _token_source(job: Job) -> TokenStream | TokenGrid | None:
     assert networks.token_model
     assert networks.vq_decoder
     size = networks.vq_decoder.code_size(request.view.latent_height, request.view.latent_width)
-    return networks.token_model.start(*size, request.tokens, request.known_codes)
+    return TokenStream(networks.token_model, *size, request.tokens, request.known_codes)
 
 
 def _restore(job: Job, stream: TokenStream, start: Boundary, state: TokenState) -> None:

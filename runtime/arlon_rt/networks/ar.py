@@ -53,16 +53,6 @@ class TokenModel:
     def __init__(self, prefix: Session, step: Session, config: ARConfig) -> None:
         self.prefix, self.step, self.config = prefix, step, config
 
-    def start(
-        self, height: int, width: int, sampling: Sampling, known: Iterable[tuple[int, int]] = ()
-    ) -> TokenStream:
-        """A new, empty token grid with code-frames of ``height`` x ``width``.
-
-        ``known`` holds (index in the video, code) for each token that the model is not to write.
-        """
-        self.check_size(height, width)
-        return TokenStream(self, height, width, sampling, known)
-
     def check_size(self, height: int, width: int) -> None:
         """Raise `OptionsError` for a code-frame larger than the position tables, which the model was trained with."""
         _, rows, columns = self.config.grid
@@ -102,9 +92,12 @@ class TokenStream:
     """
 
     def __init__(
-        self, model: TokenModel, height: int, width: int, sampling: Sampling, known: Iterable[tuple[int, int]]
+        self, model: TokenModel, height: int, width: int, sampling: Sampling, known: Iterable[tuple[int, int]] = ()
     ) -> None:
-        """From `TokenModel.start`."""
+        """An empty grid with code-frames of ``height`` x ``width``; see `TokenModel.check_size`.
+
+        ``known`` holds (index in the video, code) for each token that the model is not to write.
+        """
         self._model, self._sampling = model, sampling
         self._height, self._width, self._area = height, width, height * width
         self._codes: list[int] = []

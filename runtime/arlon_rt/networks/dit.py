@@ -85,10 +85,6 @@ class Denoiser:
         self.caption, self.semantic, self.dit, self.model = caption, semantic, dit, model
         self.published_tables = published_tables
 
-    def start(self, view: View) -> Denoising:
-        """The denoising of one video: all that its segments share."""
-        return Denoising(self, view)
-
 
 class Denoising:
     """The denoising of one video. It keeps the keys and values of the last prompt on the device."""

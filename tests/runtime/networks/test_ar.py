@@ -61,7 +61,7 @@ def text(length: int, value: float = 1.0) -> Text:
 
 
 def started(toy: ToyTokenModel, sampling: Sampling = SAMPLING, config: ARConfig = CONFIG) -> TokenStream:
-    return TokenModel(toy, toy, config).start(2, 3, sampling)
+    return TokenStream(TokenModel(toy, toy, config), 2, 3, sampling)
 
 
 def tokens_of(ranges: Sequence[range], prompt: Text, sampling: Sampling = SAMPLING) -> dict[int, bytes]:
@@ -172,7 +172,7 @@ def test_a_window_of_the_longest_prompt_fills_the_cache_and_no_more() -> None:
 
 def test_a_grid_larger_than_the_model_was_trained_for_is_refused() -> None:
     with pytest.raises(OptionsError, match="at most 2 x 3"):
-        TokenModel(ToyTokenModel(), ToyTokenModel(), CONFIG).start(3, 3, SAMPLING)
+        TokenModel(ToyTokenModel(), ToyTokenModel(), CONFIG).check_size(3, 3)
 
 
 def test_a_token_that_is_no_code_is_refused() -> None:
