@@ -1,8 +1,8 @@
-"""Export networks of the published sizes from random weights: time, peak memory, disk, and the speed of verify.
+"""Export networks of the published sizes from random weights: time, peak memory, disk, and the speed of `verify`.
 
     python benchmarks/full_size_export.py --folder BIG_DISK/full-size
 
-needs about 40 GB there, which it removes at the end (``--keep`` leaves the weights and the bundle).
+It needs about 40 GB in that folder, which it deletes at the end; ``--keep`` keeps the weights and the bundle.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Measured:
-    """A child process: its wall time, and the largest memory of each kind that its status file showed."""
+    """A child process that has ended: its wall time, and the largest memory of each kind in its status file."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.peaks = {"VmHWM": 0, "RssAnon": 0, "RssFile": 0}
@@ -97,15 +97,15 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="a new folder on a disk with 40 GB free")
-    parser.add_argument("--precision", default="fp32,fp16", help="as of arlon-rt export (default: fp32,fp16)")
+    parser.add_argument("--precision", default="fp32,fp16", help="as for arlon-rt export (default: fp32,fp16)")
     parser.add_argument("--full-depth", action="store_true", help="also compare the whole fp32 transformer with torch")
-    parser.add_argument("--keep", action="store_true", help="leave weights and bundle where they are")
+    parser.add_argument("--keep", action="store_true", help="keep the weights and the bundle")
     parser.add_argument("--out", type=Path, default=RESULTS / "full_size_export.json")
     return parser.parse_args()
 
 
 def make_weights(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Write every network; its figures, and the options that name it to ``arlon-rt export``."""
+    """Write every network. Returns the figures, and the options that name the networks to ``arlon-rt export``."""
     figures: dict[str, Any] = {}
     options: list[str] = []
     for weights in published(FULL_SIZE):
@@ -123,7 +123,7 @@ def make_weights(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def full_depth(weights: Path, bundle: Path) -> dict[str, Any]:
-    """The fp32 transformer of all 28 block pairs, one step at small resolutions, against torch."""
+    """The errors of one step of the fp32 transformer of all 28 block pairs, at small resolutions, against torch."""
     start = time.perf_counter()
     network = read_published(
         dit=weights / "dit", vae=weights / "vae", text_encoder=weights / "text", ar=weights / "ar", vq=weights / "vq",

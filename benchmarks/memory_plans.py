@@ -1,6 +1,6 @@
-"""Plans of GPU memory for a model of the published sizes, of which no weight is made: what docs/edge.md prints.
+"""Memory plans for a model of the published sizes, without its weights: the tables of docs/edge.md.
 
-python benchmarks/memory_plans.py --profile 512x512x68 --vram-budget 16G --vram-budget 8G
+    python benchmarks/memory_plans.py --profile 512x512x68 --vram-budget 16G --vram-budget 8G
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from arlon_rt.cli.plan import print_plan
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BudgetError
 from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, graph_specs, signature
-from arlon_rt.memory import ITEM_BYTES, Demand, check_fits, plan_for, tensor_bytes
+from arlon_rt.memory import ITEM_BYTES, Demand, check_fits, moved_bytes, plan_for
 from arlon_rt.options import GenerateOptions
 from arlon_rt.units import parse_bytes
 
@@ -62,25 +62,23 @@ def arguments() -> argparse.Namespace:
 
 
 def bundle_without_weights(folder: Path, model: ModelConfig, precision: str) -> Bundle:
-    """A bundle whose manifest states each graph's bytes, and whose graphs are empty files."""
+    """A bundle whose manifest states the bytes of each graph, and whose graphs are empty files."""
     graphs = {}
     for name, spec in graph_specs(model).items():
         file = folder / "onnx" / f"{name}.{precision}.onnx"
         file.parent.mkdir(exist_ok=True)
         file.touch()
-        opt = {axis.name: axis.opt for axis in spec.axes}
-        tensors = [*spec.inputs, *(t for t in spec.outputs if t.alias is None)]
         graphs[name] = {precision: GraphEntry(
             file=f"onnx/{file.name}", inputs=signature(spec.inputs, precision),
             outputs=signature(spec.outputs, precision),
-            bytes=weight_bytes(model, spec, precision) + tensor_bytes(spec, tensors, precision, opt),
+            bytes=weight_bytes(model, spec, precision) + moved_bytes(spec, precision),
         )}
     write_manifest(folder, model=model, defaults={}, graphs=graphs)
     return Bundle.open(folder)
 
 
 def weight_bytes(model: ModelConfig, spec: GraphSpec, precision: str) -> int:
-    """Bytes of the weights that a graph reads, by the names of its network's state dict."""
+    """Bytes of the weights that a graph reads, from the names in its network's state dict."""
     width = ITEM_BYTES[FLOAT_DTYPE[precision]]
     return width * sum(
         math.prod(shape) for name, shape in expected_shapes(model, spec.network).items()

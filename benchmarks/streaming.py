@@ -255,14 +255,10 @@ GUIDED = replace(TEN, guidance_scale=2.5)
 APPROXIMATE = {
     "guidance in 3 of 10 steps": (GUIDED, replace(GUIDED, guided_steps=3)),
     "latents reused": (TEN, replace(TEN, reuse_latents=True)),
-    "velocity reused below 0.1, 10 steps": (TEN, replace(TEN, reuse_velocity=0.1)),
-    "velocity reused below 0.2, 10 steps": (TEN, replace(TEN, reuse_velocity=0.2)),
-    "velocity reused below 0.1, 30 steps": (THIRTY, replace(THIRTY, reuse_velocity=0.1)),
-    "velocity reused below 0.2, 30 steps": (THIRTY, replace(THIRTY, reuse_velocity=0.2)),
     "7 steps in place of 10": (TEN, replace(TEN, num_inference_steps=7)),
     "7 steps in place of 30": (THIRTY, replace(THIRTY, num_inference_steps=7)),
 }
-"""Each beside what it approximates; fewer steps are what reused velocities have to be better than."""
+"""Each beside what it approximates; fewer steps are what an approximation has to be better than."""
 
 
 def approximate(pipeline: Pipeline, rounds: int, seconds: float) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from arlon_rt.events import Failed as Failed
     from arlon_rt.events import Finished as Finished
     from arlon_rt.events import FootageRead as FootageRead
+    from arlon_rt.events import FramesWritten as FramesWritten
     from arlon_rt.events import Progress as Progress
     from arlon_rt.events import PromptCut as PromptCut
     from arlon_rt.events import Started as Started
@@ -50,7 +51,8 @@ else:
             "OptionsError", "OutputError",
         ),
         "arlon_rt.events": (
-            "ChunkReady", "Event", "Failed", "Finished", "FootageRead", "Progress", "PromptCut", "Started",
+            "ChunkReady", "Event", "Failed", "Finished", "FootageRead", "FramesWritten", "Progress",
+            "PromptCut", "Started",
         ),
         "arlon_rt.generation": ("Chunk", "Generation", "Snapshot"),
         "arlon_rt.options": ("GenerateOptions",),

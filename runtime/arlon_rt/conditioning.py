@@ -1,4 +1,4 @@
-"""Frames that a video takes over from others: Open-Sora's mask strategy, and the codes that stand for them.
+"""Frames that come with a request: encoded, placed by Open-Sora's mask strategy, and as tokens.
 
 Source: Open-Sora v1.2, opensora/utils/inference_utils.py: parse_mask_strategy, apply_mask_strategy, find_nearest_point.
 """
@@ -18,48 +18,48 @@ from arlon_rt.networks import Networks, View
 from arlon_rt.segments import Segment
 
 Encode = Callable[[NDArray[np.float32]], NDArray[np.int64]]
-"""Latents (1, channel, frame, height, width) to tokens (1, code_frame, row, column)."""
+"""From latents (1, channel, frame, height, width) to tokens (1, code_frame, row, column)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Part of a reference, put at a place of one segment: one entry of a mask strategy.
+    """Where a part of a reference is put in one segment: an entry of a mask strategy.
 
-    Places are latents, and whole chunks of the video autoencoder: others move to the nearest, as in Open-Sora. Negative
-    ones count from the end.
+    Positions count latents and move to the nearest whole chunk of the video autoencoder, as in Open-Sora. Negative ones
+    count from the end.
     """
 
     segment: int = 0
-    """Which segment, of those that are made."""
+    """Index of the segment; a lead does not count."""
     reference: int = 0
-    """Which of the references."""
+    """Index of the reference."""
     start: int = 0
-    """The first latent that is taken from it."""
+    """The first latent to take from the reference."""
     at: int = 0
-    """Where in the segment's window it is put."""
+    """The first latent of the segment's window to replace."""
     length: int = 1
-    """How many latents; what the reference or the window lacks is left out."""
+    """How many latents, cut at the end of the reference and of the window."""
     edit_ratio: float = 0.0
-    """How much is made anew: 0 keeps the frames as they are; else they are noised so far and denoised from there."""
+    """How much is generated anew: 0 keeps the frames, 1 ignores them; between, they are noised so far and denoised."""
 
     @classmethod
     def parse(cls, strategy: str) -> tuple[Placement, ...]:
-        """From Open-Sora's words: ``segment,reference,start,at,length,edit_ratio;…``, what is left out as above.
+        """From Open-Sora's ``segment,reference,start,at,length,edit_ratio;…``; trailing fields may be left out.
 
         Raises:
-            OptionsError: an entry does not read so.
+            OptionsError: an entry cannot be read.
         """
         return tuple(cls._entry(entry) for entry in strategy.split(";")) if strategy.strip() else ()
 
     @classmethod
     def _entry(cls, entry: str) -> Placement:
-        said = [value.strip() for value in entry.split(",")]
+        values = [value.strip() for value in entry.split(",")]
         names = [field.name for field in fields(cls)]
         try:
-            numbers = {n: float(v) if n == "edit_ratio" else int(v) for n, v in zip(names, said, strict=False)}
+            numbers = {n: float(v) if n == "edit_ratio" else int(v) for n, v in zip(names, values, strict=False)}
         except ValueError:
             numbers = {}
-        if not numbers or len(said) > len(names):
+        if not numbers or len(values) > len(names):
             raise OptionsError(
                 f"mask_strategy has the entry {entry!r:.60}; {','.join(names)} are expected, whole numbers but for the "
                 "last, as in '0,0,0,0,1,0', with ';' between entries"
@@ -81,12 +81,12 @@ class Reference:
     latents: NDArray[np.float32]
     """(1, channel, frame, height, width)."""
     drafted: NDArray[np.float32]
-    """Alike, what its tokens are made of: of an image, a chunk in which it stands still."""
+    """Latents to make tokens of: for an image, a chunk in which it stands still."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """References and where they go."""
+    """References and where they are placed."""
 
     references: tuple[Reference, ...] = ()
     placements: tuple[Placement, ...] = ()
@@ -94,16 +94,16 @@ class Conditions:
     def place(
         self, number: int, latents: NDArray[np.float32], mask: NDArray[np.float32], chunk_latents: int
     ) -> None:
-        """Put what belongs into the segment of this number into its ``latents`` and, as edit ratios, into ``mask``."""
+        """Write what is placed in segment ``number`` into its ``latents``, and the edit ratios into ``mask``."""
         for placement, taken, put in self._of(number, latents.shape[2], chunk_latents):
-            if placement.edit_ratio < 1:   # else it stays noise: frames made from the start are not noised again
+            if placement.edit_ratio < 1:   # else it stays noise: frames of pure noise are not noised again
                 latents[:, :, put] = self.references[placement.reference].latents[:, :, taken]
                 mask[put] = placement.edit_ratio
 
     def codes(
         self, segments: Sequence[Segment], chunk_latents: int, stride: int, encode: Encode
     ) -> dict[int, NDArray[np.int64]]:
-        """The codes (row, column) of every code-frame, counted over ``segments``, that shows what is placed there."""
+        """The codes (row, column) of each code-frame that shows a reference, by its number in the video."""
         known: dict[int, NDArray[np.int64]] = {}
         for number, segment in enumerate(segments):
             for placement, taken, put in self._of(number, len(segment.latents), chunk_latents):
@@ -118,10 +118,10 @@ class Conditions:
         return known
 
     def check(self, segments: Sequence[Segment], size: tuple[int, int, int]) -> None:
-        """Hold references to the ``size`` (channel, height, width) of latents, placements to the segments made.
+        """Hold the references to the ``size`` (channel, height, width) of latents, and the placements to the segments.
 
         Raises:
-            OptionsError: a reference is of another size, or a placement names what is not there.
+            OptionsError: a reference has another size, or a placement names what does not exist.
         """
         for i, reference in enumerate(self.references):
             for latents in (reference.latents, reference.drafted):
@@ -131,9 +131,9 @@ class Conditions:
             if len(reference.latents[0, 0]) > len(reference.drafted[0, 0]):
                 raise OptionsError(f"reference {i} has fewer latents to draft from than to show")
         for placement in self.placements:
-            for name, there in (("reference", len(self.references)), ("segment", len(segments))):
-                if (asked := getattr(placement, name)) >= there:
-                    raise OptionsError(f"mask_strategy names {name} {asked}; there are {there}, counted from 0")
+            for name, count in (("reference", len(self.references)), ("segment", len(segments))):
+                if (asked := getattr(placement, name)) >= count:
+                    raise OptionsError(f"mask_strategy names {name} {asked}; there are {count}, counted from 0")
             frames = self.references[placement.reference].latents.shape[2]
             window = len(segments[placement.segment].latents)
             for name, place, most in (("start", placement.start, frames), ("at", placement.at, window)):
@@ -141,7 +141,7 @@ class Conditions:
                     raise OptionsError(f"mask_strategy has {name} {place}; it must be {-most} to {most - 1} (latents)")
 
     def _of(self, number: int, window: int, chunk_latents: int) -> Iterator[tuple[Placement, slice, slice]]:
-        """Each placement in this segment, with its latents of the reference and of the window."""
+        """Each placement in segment ``number``, with the latents that it takes of the reference and of the window."""
         for placement in self.placements:
             if placement.segment == number:
                 frames = self.references[placement.reference].latents.shape[2]
@@ -155,19 +155,19 @@ NOTHING = Conditions()
 
 
 def _whole_chunks(place: int, size: int, chunk: int) -> int:
-    """The nearest beginning of a chunk within ``size``."""
+    """The nearest start of a chunk within ``size``."""
     chunks, over = divmod(place, chunk)
     return chunk * (chunks + (over > chunk / 2 and chunks + 1 < size // chunk))
 
 
-class Given:
-    """Checks and encodes frames with the graphs of one bundle."""
+class FrameEncoder:
+    """Checks frames from outside and encodes them with the networks of one bundle."""
 
     def __init__(self, networks: Networks, model: ModelConfig) -> None:
         self._networks, self._model = networks, model
 
     def lead(self, frames: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
-        """The last frames of a clip, whole chunks and at most a segment, for a video to go on from.
+        """The last frames of a clip that a video continues: whole chunks, at most a segment.
 
         Raises:
             OptionsError: it is shorter than a chunk or not of the video's size.
@@ -179,10 +179,10 @@ class Given:
         return frames[-min(len(frames) // chunk * chunk, self._model.video.segment_frames) :]
 
     def reference(self, frames: NDArray[np.uint8], view: View, *, for_image: bool) -> Reference:
-        """An image (one frame) or a clip to take frames from, for a video or ``for_image``.
+        """An image (one frame) or a clip, encoded as a reference for a video, or for an image.
 
-        In a video an image is the first latent of a chunk in which it stands still: that is what is decoded, and what a
-        transformer was trained to go on from. Encoded alone, as Open-Sora does, its colours shift.
+        In a video an image becomes the first latent of a chunk in which it stands still: the decoder and the
+        transformer were trained on such latents. Encoded alone, as Open-Sora does, its colours shift.
 
         Raises:
             OptionsError: it is not of the video's size.
@@ -203,7 +203,7 @@ class Given:
         """Tokens (1, code_frame, row, column) of latents (1, channel, frame, height, width).
 
         Raises:
-            OptionsError: the bundle cannot make them.
+            OptionsError: the bundle has no network for it.
         """
         if self._networks.vq_encoder is None:
             raise OptionsError(
@@ -220,10 +220,10 @@ class Given:
 
 
 def checked_frames(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames from outside.
+    """Frames from outside, unchanged.
 
     Raises:
-        OptionsError: they are not uint8 (frame, height, width, 3), or there is none.
+        OptionsError: they are not uint8 (frame, height, width, 3), or there are none.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise OptionsError(f"frames are {frames.dtype} {frames.shape}; uint8 (frame, height, width, 3) is expected")

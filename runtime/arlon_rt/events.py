@@ -1,12 +1,11 @@
-"""What a generation reports while it runs: small frozen values handed to ``on_event``."""
+"""What a generation reports while it runs: small frozen values, passed to ``on_event``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Stage = Literal["text", "ar", "vq", "draft", "dit", "vae", "video"]
+from arlon_rt.graphs import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,18 +15,18 @@ class Started:
     num_frames: int
     fps: float
     height: int
-    """Height of the frames that will come, in pixels (what was asked for, rounded down to whole latents)."""
+    """Height of the frames in pixels: the requested height, rounded down to whole latents."""
     width: int
     segments: int
     first_frame: int = 0
-    """Number of the first frame that will be made; more than 0 where a generation is resumed."""
+    """Number of the first frame that is generated: above 0 when a generation is resumed."""
     overlap: bool = False
-    """Whether stages work at once: events of several segments come in turns."""
+    """Whether the lanes run at once: events of several segments are then interleaved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FootageRead:
-    """The command read a file that frames come from, before `Started`."""
+    """The command read a video or an image to generate from. Emitted before `Started`."""
 
     use: str
     """The argument: ``"extend"``, ``"image"``, ``"repaint"`` or ``"reference"``."""
@@ -39,36 +38,52 @@ class FootageRead:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptCut:
-    """A prompt is longer than the model reads, and its end is left out; reported once, before the first segment."""
+    """A prompt is longer than the model reads, so its end is left out. Emitted once, before the first segment."""
 
     prompt: str
-    """With what is appended to it, and so with what is lost."""
+    """The prompt with its scores, which stand at the end and are cut first."""
     max_tokens: int
-    """The most tokens the model reads, the closing one included."""
+    """The most tokens that the model reads, the closing one included."""
     lost_tokens: int
     lost_text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """``done`` of ``total`` units of one segment's stage: prompts, tokens, decodes, steps, chunks, frames written."""
+    """A network finished ``done`` of ``total`` units of its work on a segment.
 
-    stage: Stage
+    Units are prompts (``"text"``), tokens (``"ar"``), grids decoded (``"vq"``), denoising steps (``"dit"``) and chunks
+    of frames (``"vae"``).
+    """
+
+    network: Network
     segment: int
     done: int
     total: int
+    draft: bool = False
+    """Whether the chunks are the draft's, which a preview shows; the final ones come later."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkReady:
-    """A chunk of frames is about to be handed out."""
+    """Frames are about to be handed out."""
 
     segment: int
     index: int
-    """Number of the chunk's first frame in the video."""
+    """Number of the first frame in the video."""
     num_frames: int
     draft: bool = False
-    """Whether they are a draft, of which the final frames come later."""
+    """Whether they are a draft; the final frames come later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesWritten:
+    """The command has written ``done`` of the video's ``total`` frames to its file."""
+
+    segment: int
+    """The segment of the frames written last."""
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +93,21 @@ class Finished:
     num_frames: int
     wall_seconds: float
     first_chunk_seconds: float
-    """From the start to the first chunk."""
+    """From the start to the first chunk of final frames."""
     real_time_factor: float
-    """Seconds of video made in a second; those made before a resumed generation do not count."""
+    """Seconds of video generated in a second; frames before a resumed generation do not count."""
     peak_memory_bytes: int | None
-    """The most the process had resident at once; ``None`` where the system does not tell."""
-    stage_seconds: Mapping[Stage, float]
-    """Time each stage worked; with overlap their sum may exceed ``wall_seconds``."""
+    """The most memory the process had resident at once; ``None`` where the system does not tell."""
+    network_seconds: Mapping[Network, float]
+    """How long each network worked, drafts included. With overlap the sum may exceed ``wall_seconds``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The generation ended with an error, which is raised as well; `Cancelled` is none."""
+    """The generation ends with an error, which is raised as well. Not emitted when the generation was cancelled."""
 
     error: str
 
 
-Event = FootageRead | Started | PromptCut | Progress | ChunkReady | Finished | Failed
+Event = FootageRead | Started | PromptCut | Progress | ChunkReady | FramesWritten | Finished | Failed
 OnEvent = Callable[[Event], object]

@@ -1,4 +1,7 @@
-"""The library's front door: a bundle opened, and requests to it. What a generation does is in generation.py."""
+"""The library's front door: a bundle, opened, and the videos that are asked of it.
+
+A prompt's way to pixels continues in request.py, then in generation/: generation, drafting, denoising, decoding.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from numpy.typing import NDArray
 
 from arlon_rt.backends import usual_device
 from arlon_rt.bundle import Bundle, demo_bundle_path
-from arlon_rt.conditioning import Given, checked_frames
+from arlon_rt.conditioning import FrameEncoder, checked_frames
 from arlon_rt.errors import ArlonError, OptionsError
 from arlon_rt.events import OnEvent
 from arlon_rt.generation import Generation, Machine, Snapshot, Work
 from arlon_rt.memory import Budget, Demand
-from arlon_rt.networks import GivenTokens, Networks
+from arlon_rt.networks import Networks, TokenGrid
 from arlon_rt.options import GenerateOptions
-from arlon_rt.request import Boundary, Prompts, Request, Requests, check_boundary, checked_lead
+from arlon_rt.request import Boundary, Prompts, Request, Requests
 from arlon_rt.timeline import Timeline
 from arlon_rt.units import parse_bytes
 
-USUAL = GenerateOptions()
+DEFAULT_OPTIONS = GenerateOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,27 +49,27 @@ class Video:
 class Pipeline:
     """Text to video with the graphs of one bundle.
 
-    Thread-safety: a pipeline makes one video at a time. A generation started on a second thread waits for the first;
-    started on the thread whose first one is unfinished it raises, because waiting would never end. Two pipelines
-    share nothing. Close a pipeline, or leave its ``with`` block, when no generation is running.
+    Thread-safety: a pipeline generates one video at a time. A generation started on a second thread waits for the
+    first. On the thread whose first one is unfinished it raises, because waiting would never end. Two pipelines share
+    nothing. Close a pipeline, or leave its ``with`` block, when no generation is running.
     """
 
     def __init__(
         self, bundle: Bundle, networks: Networks, *, backend: str = "", device: str = "", threads: int | None = None,
         budget: Budget | None = None,
     ) -> None:
-        """From networks that are open; `Pipeline.open` is the usual way. The rest says what they run on."""
-        self._budget = budget
-        self.bundle, self._networks = bundle, networks
+        """From open networks and what they run on; `Pipeline.open` is the usual way."""
+        self.bundle, self._networks, self._budget = bundle, networks, budget
         self._machine = Machine(backend=backend, device=device, precision=networks.precision, threads=threads)
-        self._requests, self._given = Requests(bundle, networks), Given(networks, bundle.model)
+        self._encoder = FrameEncoder(networks, bundle.model)
+        self._requests = Requests(bundle, networks, self._encoder)
         self._turn, self._owner = threading.Lock(), 0
 
     @classmethod
     def open(
         cls, bundle: Bundle | str | os.PathLike[str] | None = None, *, backend: str = "onnxruntime",
         device: str | None = None, precision: str | None = None, threads: int | None = None,
-        trust_engines: bool = False, vram_budget: int | str | None = None, sized_for: GenerateOptions = USUAL,
+        trust_engines: bool = False, vram_budget: int | str | None = None, sized_for: GenerateOptions = DEFAULT_OPTIONS,
     ) -> Self:
         """Open every graph of a bundle, by default the demo bundle.
 
@@ -76,12 +79,12 @@ class Pipeline:
                 `arlon-rt build` made.
             device: where they run: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default the CPU for ONNX Runtime.
             precision: ``"fp32"`` or ``"fp16"``; by default fp32 on a CPU and fp16, where there is one, elsewhere.
-            threads: CPU threads; by default what the backend thinks best.
+            threads: CPU threads; by default the backend's own choice.
             trust_engines: load engines that this user did not build; an engine is code.
-            vram_budget: GPU memory to keep to, in bytes or as ``"16G"``: what does not fit beside the rest is loaded
-                for a prompt and freed, or streams its weights. TensorRT's backends alone keep to one.
-            sized_for: with ``vram_budget``, the largest request that will be made: size, guidance, injection and, for
-                videos of less than a full segment, length.
+            vram_budget: a limit on GPU memory, in bytes or as ``"16G"``. Networks that do not fit beside the others are
+                loaded for a prompt and freed, or stream their weights. Only TensorRT's backends keep to a budget.
+            sized_for: with ``vram_budget``, the largest request to come: its size, guidance, injection and, for videos
+                of less than a full segment, length.
 
         Raises:
             BundleError: the bundle cannot be opened.
@@ -100,53 +103,53 @@ class Pipeline:
         return cls(opened, networks, backend=backend, device=device, threads=threads, budget=budget)
 
     def stream(
-        self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
-        after: NDArray[np.uint8] | None = None, references: Sequence[NDArray[np.uint8]] = (), mask_strategy: str = "",
+        self, prompt: Prompts, options: GenerateOptions = DEFAULT_OPTIONS, *,
+        tokens: NDArray[np.integer] | None = None, after: NDArray[np.uint8] | None = None,
+        references: Sequence[NDArray[np.uint8]] = (), mask_strategy: str = "",
         on_event: OnEvent | None = None, overlap: bool = False, preview: bool = False,
     ) -> Generation:
-        """Make a video and hand out its frames as they are made, in memory that does not grow with its length.
+        """Generate a video and hand out its frames as they are ready, in memory that does not grow with its length.
 
         The request is checked at once; work begins with the first chunk asked for. Closing the iterator early ends
         the generation; its other methods steer it.
 
         Args:
             prompt: one prompt, Open-Sora's ``|0| text |6| text``, (seconds, prompt) pairs or a `Timeline`.
-            options: what else is asked for.
-            tokens: (code_frame, row, column), as `tokens` makes them; injected in place of those the token model
-                would write.
-            after: frames (frame, height, width, 3) that are there already, of the video's own size and rate. A single
-                one is an image that the video begins with. 17 or more are a clip that it continues; up to 68 of its
-                last frames are looked at, and all that is said of the video, ``num_frames`` and prompts and the
-                numbers of frames, is about what is new.
-            references: images (1, height, width, 3) and clips (frame, height, width, 3) of the video's size, for it to
-                take frames from.
-            mask_strategy: which of them go where, in Open-Sora's words:
-                ``segment,reference,start,at,length,edit_ratio`` with ``;`` between entries, each told by
+            options: everything else about the video.
+            tokens: (code_frame, row, column), as the method `tokens` returns them; injected in place of those that the
+                token model would write.
+            after: existing frames (frame, height, width, 3) of the video's size and rate. A single frame is an image
+                that the video begins with. 17 or more are a clip that the video continues: the model sees up to 68 of
+                its last frames, and ``num_frames``, the prompts and the numbers of frames count from the first new one.
+            references: images (1, height, width, 3) and clips (frame, height, width, 3) of the video's size, to take
+                frames from.
+            mask_strategy: where each reference is placed, as Open-Sora writes it:
+                ``segment,reference,start,at,length,edit_ratio`` with ``;`` between entries. The fields are those of
                 `arlon_rt.conditioning.Placement`.
             on_event: called with each event, one at a time; what it raises ends the generation. With ``overlap`` it
-                is called on the threads that work, else on the one that iterates.
+                is called on the threads of the lanes, else on the one that iterates.
             overlap: draft the next segment and decode the last one while one is denoised, on three threads. The
                 frames are the same.
-            preview: hand out each segment twice: its tokens decoded as they are, as chunks whose `Chunk.draft` is
-                true, before it is denoised, and then its final frames.
+            preview: hand out each segment twice: first its tokens decoded without denoising, in chunks whose
+                `Chunk.draft` is true, then its final frames.
 
         Raises:
             OptionsError: a prompt, an option or the tokens cannot be used.
         """
-        request, start = self._requests.begun(prompt, options, tokens, after, references, mask_strategy)
-        return self._generation(request, start, on_event, overlap=overlap, preview=preview)
+        request = self._requests.new(prompt, options, tokens, after, references, mask_strategy)
+        return self._generation(request, on_event, overlap=overlap, preview=preview)
 
     def resume(
         self, snapshot: Snapshot | str | os.PathLike[str], *, on_event: OnEvent | None = None, overlap: bool = False,
         preview: bool = False,
     ) -> Generation:
-        """Go on from a snapshot: the frames are those that the uninterrupted generation would have made.
+        """Go on from a snapshot; the frames are those that the generation would have made without a break.
 
         ``snapshot`` is one or the path of its file; the other arguments are those of `stream`.
 
         Raises:
-            OptionsError: it cannot be read, is of another bundle, backend, device, precision or number of threads, or
-                of a video that is complete.
+            OptionsError: it cannot be read, it belongs to another bundle, backend, device, precision or number of
+                threads, or its video is complete.
         """
         taken = snapshot if isinstance(snapshot, Snapshot) else Snapshot.load(snapshot)
         if taken.bundle != self.bundle.hash:
@@ -160,44 +163,43 @@ class Pipeline:
                     f"the snapshot was made with {name} {value!r:.40}, this pipeline has {have!r}, and would make "
                     f"another video; open the pipeline with {name}={value!r:.40}"
                 )
-        lead = checked_lead(taken.lead, self.bundle.model)
-        request = self._requests.checked(taken.prompts, taken.options, taken.given_tokens, taken.conditions, lead)
-        check_boundary(taken.boundary, request, self.bundle.model)
-        return self._generation(request, taken.boundary, on_event, overlap=overlap, preview=preview)
+        request = self._requests.checked(
+            taken.prompts, taken.options, taken.tokens, taken.conditions, taken.lead, taken.boundary
+        )
+        return self._generation(request, on_event, overlap=overlap, preview=preview)
 
     def generate(
-        self, prompt: Prompts, options: GenerateOptions = USUAL, *, tokens: NDArray[np.integer] | None = None,
-        on_event: OnEvent | None = None, overlap: bool = False,
+        self, prompt: Prompts, options: GenerateOptions = DEFAULT_OPTIONS, *,
+        tokens: NDArray[np.integer] | None = None, on_event: OnEvent | None = None, overlap: bool = False,
     ) -> Video:
-        """Make a video and return all of it; arguments and errors are those of `stream`."""
+        """Generate a video and return all of it; arguments and errors are those of `stream`."""
         chunks = self.stream(prompt, options, tokens=tokens, on_event=on_event, overlap=overlap)
         frames = [chunk.frames for chunk in chunks]
         return Video(np.concatenate(frames), options.resolved(self.bundle).fps)
 
-    def tokens(self, prompt: Prompts, options: GenerateOptions = USUAL) -> NDArray[np.int64]:
+    def tokens(self, prompt: Prompts, options: GenerateOptions = DEFAULT_OPTIONS) -> NDArray[np.int64]:
         """The tokens (code_frame, row, column) that `stream` would inject; the diffusion transformer does not run.
 
         Raises:
             OptionsError: a prompt or an option cannot be used, or the request injects no tokens.
         """
-        request = self._requests.checked(prompt, options, None)
-        source = request.tokens
-        if source is None:
+        request = self._requests.checked(prompt, options)
+        if request.tokens is None:
             raise OptionsError("this request injects no tokens: the bundle has no token model, or inject is False")
         work = Work(self._networks, self.bundle.model, request, lambda event: None)
         with self._one_at_a_time():
-            return work.tokens(source, self._requests.code_size(request.view))
+            return work.tokens()
 
     def tokens_of(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The tokens (code_frame, row, column) of a clip (frame, height, width, 3), to be rendered anew.
+        """The tokens (code_frame, row, column) of a clip (frame, height, width, 3), to be painted under another prompt.
 
-        Given to `stream` with another prompt, what moves how stays and how it looks is the prompt's.
+        With these tokens `stream` keeps the clip's motion and takes the look from the prompt.
 
         Raises:
             OptionsError: the bundle has no tokens, or the frames are no clip.
         """
         with self._one_at_a_time():
-            tokens: NDArray[np.int64] = self._given.tokens(self._given.latents(checked_frames(frames)))[0]
+            tokens: NDArray[np.int64] = self._encoder.tokens(self._encoder.latents(checked_frames(frames)))[0]
             return tokens
 
     @property
@@ -218,24 +220,24 @@ class Pipeline:
         self.close()
 
     def _generation(
-        self, request: Request, start: Boundary, on_event: OnEvent | None, *, overlap: bool, preview: bool
+        self, request: Request, on_event: OnEvent | None = None, *, overlap: bool = False, preview: bool = False
     ) -> Generation:
+        """A run of a request that this pipeline checked."""
         if preview and request.tokens is None:
             raise OptionsError("preview is True, but a draft is made of tokens and this request injects none")
         if self._budget:
             self._budget.check(Demand.of_segments(request.options, self.bundle.model, request.segments))
-        report = on_event or (lambda event: None)
         work = Work(
-            self._networks, self.bundle.model, request, report, overlap=overlap, preview=preview, start=start,
-            all_texts_first=self._budget is not None,
+            self._networks, self.bundle.model, request, on_event or (lambda event: None), overlap=overlap,
+            preview=preview, all_texts_first=self._budget is not None,
         )
-        given = request.tokens.tokens if isinstance(request.tokens, GivenTokens) else None
+        tokens = request.tokens.codes if isinstance(request.tokens, TokenGrid) else None
         options = GenerateOptions(**dataclasses.asdict(request.options))
 
         def snapshot(boundary: Boundary, prompts: Timeline) -> Snapshot:
             return Snapshot(
                 bundle=self.bundle.hash, machine=self._machine, options=options, prompts=prompts, boundary=boundary,
-                given_tokens=given, conditions=request.conditions, lead=request.lead,
+                tokens=tokens, conditions=request.conditions, lead=request.lead,
             )
 
         return Generation(work, self._one_at_a_time(), snapshot)

@@ -14,12 +14,12 @@ class Segment:
 
     index: int
     latents: range
-    """Latents of the window, kept ones included; they count from the start of all there is, a lead included."""
+    """Latents of the window, kept ones included, counted from the start of the lead or else of the video."""
     kept: int
     """How many leading latents repeat the previous segment's end: 0 or one chunk (5)."""
     frames: range
-    """The new frames it yields, counted from the first that is made: below 0 for a lead. The last segment's are cut
-    at the length asked for."""
+    """Its new frames, counted from the video's first: negative for a lead. The last segment's are cut at the
+    requested length."""
 
     def code_frames(self, stride: int) -> range:
         """The code-frames that cover the window, for ``stride`` latents a code-frame."""
@@ -37,23 +37,23 @@ class Segment:
 
 def plan(
     num_frames: int, model: ModelConfig, first_segment_frames: int | None = None, lead: int = 0
-) -> list[Segment]:
-    """Cut ``num_frames`` frames into segments; ``first_segment_frames``, whole chunks, may shorten the first window.
+) -> tuple[Segment, ...]:
+    """The segments of ``num_frames`` frames. ``first_segment_frames``, whole chunks, may shorten the first window.
 
-    ``lead`` frames, whole chunks and at most a window, are there already: they stand as a segment before the others.
+    ``lead`` existing frames, whole chunks and at most a window, become a segment before the others.
 
     With Open-Sora's sizes a chunk is 17 frames or 5 latents, and no latent depends on another chunk. Segment k is the
     window of 68 frames (20 latents) at frame 51 k, latent 15 k: its first 17 frames (5 latents) repeat the end of
     segment k-1 and the other 51 are new, so k + 1 segments make 68 + 51 k frames. The last window ends with the last
-    chunk that is needed. A length that is no multiple of 17 is made as whole chunks and cut; one frame is an image,
-    a single latent.
+    chunk that is needed. A length that is no multiple of 17 is generated in whole chunks and cut; one frame is an
+    image, a single latent.
 
     A code-frame covers ``stride`` latents, so latents 15 k .. 15 k + n - 1 need the code-frames
     floor(15 k / stride) .. ceil((15 k + n) / stride) - 1 and stand at offset 15 k mod stride in their decoding.
     A shorter first window moves all others forward by the chunks it lacks.
     """
     if num_frames == 1 and not lead:
-        return [Segment(index=0, latents=range(1), kept=0, frames=range(1))]
+        return (Segment(index=0, latents=range(1), kept=0, frames=range(1)),)
     frames, latents = model.vae.chunk_frames, model.vae.chunk_latents
     window, overlap = (n // frames for n in (model.video.segment_frames, model.video.overlap_frames))
     total = math.ceil((lead + num_frames) / frames)
@@ -70,4 +70,4 @@ def plan(
             frames=range(done * frames - lead, min(stop * frames - lead, num_frames)),
         ))
         done = stop
-    return segments
+    return tuple(segments)

@@ -1,4 +1,4 @@
-"""Which prompt holds when: the timeline of a video's prompts, checked at the door."""
+"""Which prompt holds when: a video's prompts, checked, and how they may change while it is generated."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from arlon_rt.segments import Segment
 
 @dataclass(frozen=True)
 class Timeline:
-    """Which prompt holds when: ``entries`` are (start, prompt), the first at 0, starts rising."""
+    """Which prompt holds when: ``entries`` are (start, prompt), the first at 0, with rising starts."""
 
     entries: tuple[tuple[float, str], ...]
     unit: Literal["seconds", "segment"] = "seconds"
-    """What a start is: a time, or the index of a segment of the video."""
+    """What a start counts: seconds, or the video's segments."""
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -78,7 +78,7 @@ class Timeline:
         return Timeline(tuple(_entry(pair) for pair in pairs))
 
     def in_seconds(self, segments: Sequence[Segment], fps: float) -> Timeline:
-        """The same in seconds, for a video of these segments: a segment's prompt starts with its new frames.
+        """The timeline in seconds, for a video of these segments: a prompt starts with its segment's new frames.
 
         Raises:
             OptionsError: a prompt would never be shown, because it holds at no segment's middle.
@@ -104,7 +104,7 @@ class Timeline:
 
 
 def _by_segment(prompt: str) -> tuple[tuple[float, str], ...]:
-    """The (segment, text) pairs of ``|0| text |6| text``; none unless the prompt begins with such a number."""
+    """The (segment, text) pairs of ``|0| text |6| text``; none where the prompt does not begin with a number."""
     before, *parts = re.split(r"\|\s*(\d+)\s*\|", prompt)
     if before.strip():
         return ()
@@ -119,10 +119,10 @@ def _entry(pair: Any) -> tuple[float, str]:
 
 
 class Script:
-    """Which prompt holds when, as it stands: what no segment has claimed yet may change."""
+    """The timeline of a generation under way: a prompt that no segment has claimed yet may change."""
 
     def __init__(self, timeline: Timeline, segments: Sequence[Segment], fps: float, claimed: int = 0) -> None:
-        """``timeline`` in seconds, for a video of these segments, of which the first ``claimed`` are made."""
+        """``timeline`` is in seconds; the first ``claimed`` of the video's segments are finished."""
         self._timeline, self._segments, self._fps = timeline, segments, fps
         self._claimed = claimed
         self._lock = threading.Lock()
@@ -132,18 +132,18 @@ class Script:
         return self._timeline
 
     def claim(self, segment: Segment) -> str:
-        """The segment's prompt, from now on fixed."""
+        """The segment's prompt, which is fixed from now on."""
         with self._lock:
             self._claimed = segment.index + 1
             return self._timeline.at(segment.middle(self._fps))
 
     def set_prompt(self, prompt: str, at: float | None, check: Callable[[str], object]) -> float:
-        """Let ``prompt`` hold from ``at`` seconds on, until a later entry; ``None``: from the next open segment on.
+        """Let ``prompt`` hold from ``at`` seconds on, until a later entry; ``None`` is from the next open segment on.
 
         Returns the second from which it holds. ``check`` raises for a prompt that cannot be used.
 
         Raises:
-            OptionsError: the prompt cannot be used, or every segment that it would be shown in is claimed.
+            OptionsError: the prompt cannot be used, or every segment that would show it is claimed.
         """
         check(prompt)
         with self._lock:

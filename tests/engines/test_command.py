@@ -19,7 +19,7 @@ import pytest
 import arlon_engines
 import arlon_rt
 from arlon_engines.commands import build_command
-from arlon_rt import cli
+from arlon_rt.cli.main import GROUP, PLUGGED_IN, Parser, main
 from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError
 from engine_builds import GPUS, Engines
 
@@ -30,7 +30,7 @@ RTX = ("--backend", "tensorrt-rtx")
 
 def command(*argv: object) -> tuple[int, str]:
     """Run the command; its exit code and what it printed."""
-    parser = cli.Parser(prog="arlon-rt build")
+    parser = Parser(prog="arlon-rt build")
     build_command.configure(parser)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = build_command.run(parser.parse_args([str(word) for word in argv]))
@@ -45,9 +45,9 @@ def python(code: str, *argv: object, path: list[str]) -> subprocess.CompletedPro
 
 def test_the_command_is_plugged_in_under_its_name() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    stated = project["entry-points"][cli.GROUP]["build"]
-    assert EntryPoint("build", stated, cli.GROUP).load() is build_command
-    assert "build" in cli.PLUGGED_IN
+    stated = project["entry-points"][GROUP]["build"]
+    assert EntryPoint("build", stated, GROUP).load() is build_command
+    assert "build" in PLUGGED_IN
 
 
 def test_a_dry_run_says_what_and_why_and_builds_nothing(small: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_dry_run_says_what_and_why_and_builds_nothing(small: Path) -> None:
     assert said.splitlines() == [
         f"vq_decoder for tensorrt-rtx 1.7.1.116 sm89 fp16 any: build: {store} has no engine of vq_decoder",
         f"vq_decoder for tensorrt-rtx 1.7.1.116 sm86 fp16 any: build: {store} has no engine of vq_decoder",
-        "caption for tensorrt-rtx 1.7.1.116 sm89 fp16 any: keep: there already",
+        "caption for tensorrt-rtx 1.7.1.116 sm89 fp16 any: keep: built already",
         f"caption for tensorrt-rtx 1.7.1.116 sm86 fp16 any: build: the engine of caption in {store} does not fit: "
         f"the GPU is sm86 and it was built for sm89",
         "3 of 4 engines would be built",
@@ -75,12 +75,12 @@ def test_a_build_for_a_size_says_size_time_and_layers(small: Path) -> None:
     )
     (_, again) = command(small, *RTX, "--gpu", "sm120", "--profile", "32x32x17", "--profile", "64x64x68",
                          "--only", "semantic")
-    assert again.endswith("there already\n")
+    assert again.endswith("built already\n")
 
 
 def test_a_graph_that_fails_is_an_error_after_the_others_are_done(small: Path) -> None:
     (small / "onnx" / "vq_decoder.fp16.onnx").write_bytes(bytes(6795))
-    with pytest.raises(ArlonError, match="no engine of vq_decoder for sm89; the reason stands above"):
+    with pytest.raises(ArlonError, match="no engine of vq_decoder for sm89; the reasons are printed above"):
         command(small, *RTX, "--gpu", "sm89", "--only", "vq_decoder,caption")
 
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_built_is_one_line(small: Path, argv: list[str], said: st
 
 
 def test_without_a_gpu_and_without_naming_one_the_error_says_how() -> None:
-    with pytest.raises(OptionsError, match=r"no --gpu is given, e\.g\. --gpu sm89, and "):
+    with pytest.raises(OptionsError, match=r"has no --gpu \(e\.g\. --gpu sm89\), and "):
         command(*RTX)
 
 
@@ -109,7 +109,7 @@ def test_a_tensorrt_that_is_not_installed_names_the_extra(small: Path) -> None:
 def test_inspect_lists_engines_identity_sizes_and_layers(
     demo_engines: Engines, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["inspect"]) == 0
+    assert main(["inspect"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for gpu in GPUS:
         start = next(i for i, line in enumerate(lines) if line.startswith(f"engines for tensorrt-rtx 1.7.1.116 {gpu} "))
@@ -117,7 +117,7 @@ def test_inspect_lists_engines_identity_sizes_and_layers(
         assert block["ar_step"][3:] == ["614", "5", "10", "2"]
         assert block["dit"][3:] == ["2551", "16", "0", "1"]
         assert block["vae_decoder"][2] == "MB"
-    assert cli.main(["inspect", "--json"]) == 0
+    assert main(["inspect", "--json"]) == 0
     engines = json.loads(capsys.readouterr().out)["engines"]
     assert len([e for e in engines if e["fault"] is None]) >= 20
     assert engines[0]["entry"]["header"]["identity"]["flavour"] == "tensorrt-rtx"
@@ -126,11 +126,11 @@ def test_inspect_lists_engines_identity_sizes_and_layers(
 def test_inspect_says_which_engines_would_not_be_loaded(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     engine = next(small.rglob("caption.engine"))
     os.truncate(engine, 5000)
-    assert cli.main(["inspect", str(small)]) == 0
+    assert main(["inspect", str(small)]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "was truncated" in line)
     assert line.startswith("caption ")
     (small / "engines" / "index.json").write_text("{", encoding="ascii")
-    assert cli.main(["inspect", str(small)]) == 0
+    assert main(["inspect", str(small)]) == 0
     assert "index.json is damaged" in capsys.readouterr().out
 
 
@@ -152,13 +152,13 @@ def test_the_build_needs_neither_pytorch_nor_onnx(copy: Path, tmp_path: Path) ->
     (tmp_path / "blocked" / "sitecustomize.py").write_text(textwrap.dedent(BLOCKER), encoding="utf-8")
     code = """
         import sys
-        from arlon_rt import cli
+        from arlon_rt.cli.main import Parser
         from arlon_engines.commands import build_command
         try:
             import onnx
         except ModuleNotFoundError:
             print("blocked")
-        parser = cli.Parser()
+        parser = Parser()
         build_command.configure(parser)
         code = build_command.run(parser.parse_args(sys.argv[1:]))
         print({"torch", "onnx", "arlon_export"} & sys.modules.keys())
@@ -172,7 +172,7 @@ def test_the_build_needs_neither_pytorch_nor_onnx(copy: Path, tmp_path: Path) ->
 
 
 STANDARD = """
-    # TensorRT 11's names, no others, and TensorRT for RTX behind them: it compiles for the GPU "at hand".
+    # TensorRT 11's names, no others, and TensorRT for RTX behind them: it compiles for "this machine's GPU".
     import json
     import pathlib
     import tensorrt_rtx as _rtx
@@ -211,10 +211,10 @@ def test_the_path_of_standard_tensorrt_runs_with_its_names_alone(
         path.write_text(textwrap.dedent(text), encoding="utf-8")
     code = """
         import sys
-        from arlon_rt import cli
+        from arlon_rt.cli.main import Parser
         from arlon_engines.commands import build_command
         for gpu in ([], ["--gpu", "sm89"], ["--gpu", "sm90"]):
-            parser = cli.Parser()
+            parser = Parser()
             build_command.configure(parser)
             try:
                 build_command.run(parser.parse_args([sys.argv[1], "--backend", "tensorrt", "--only", "caption", *gpu]))
@@ -225,6 +225,6 @@ def test_the_path_of_standard_tensorrt_runs_with_its_names_alone(
     assert done.returncode == 0, done.stderr
     built, kept, refused = done.stdout.splitlines()
     assert built.startswith("caption for tensorrt 11.4.0.106 sm89 fp16 any: ")
-    assert kept == "caption for tensorrt 11.4.0.106 sm89 fp16 any: there already"
-    assert refused.startswith("BuildError TensorRT compiles for the GPU at hand, which is sm89, not sm90")
+    assert kept == "caption for tensorrt 11.4.0.106 sm89 fp16 any: built already"
+    assert refused.startswith("BuildError TensorRT compiles only for this machine's GPU, which is sm89, not sm90")
     assert (user_folders / "cache" / "arlon-rt" / "timings" / "tensorrt-11.4.0.106-sm89.cache").is_file()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from arlon_export.checkpoints.checkpoint import read_checkpoint
+from arlon_export.events import GraphDone
 from arlon_export.export import export_bundle
+from arlon_export.onnx_graphs.precision import PRECISIONS
+from built_once import built_once
 from published_files import Published, State, random_states
 from tiny_bundle import tokenizer
 from tiny_checkpoint import write_tiny_checkpoint
@@ -31,9 +35,12 @@ def published(tmp_path: Path, states: dict[str, State]) -> Published:
 
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint, and the bundle made of it with every precision set."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "tokenizer").write_bytes(tokenizer())
-    checkpoint = read_checkpoint(write_tiny_checkpoint(folder / "checkpoint", tokenizer=folder / "tokenizer"))
-    export_bundle(checkpoint, folder / "bundle", precisions=("fp32", "fp16", "bf16"))
-    return folder
+    """A tiny checkpoint, the bundle made of it with every precision set, and the `GraphDone` of each graph, pickled."""
+    def build(folder: Path) -> None:
+        (folder / "tokenizer").write_bytes(tokenizer())
+        checkpoint = read_checkpoint(write_tiny_checkpoint(folder / "checkpoint", tokenizer=folder / "tokenizer"))
+        done: list[GraphDone] = []
+        export_bundle(checkpoint, folder / "bundle", precisions=PRECISIONS, on_graph=done.append)
+        (folder / "done.pickle").write_bytes(pickle.dumps(done))
+
+    return built_once(tmp_path_factory, "tiny_export", build)

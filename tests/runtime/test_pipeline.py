@@ -85,7 +85,7 @@ def test_a_baseline_bundle_makes_videos_without_tokens(tmp_path: Path) -> None:
     with Pipeline.open(write_tiny_bundle(tmp_path, model=baseline_model(), precisions=["fp32"]), threads=1) as baseline:
         events: list[Event] = []
         assert baseline.generate(PROMPT, GenerateOptions(num_frames=85), on_event=events.append).frames.shape[0] == 85
-    assert not {"ar", "vq"} & {e.stage for e in events if isinstance(e, Progress)}
+    assert not {"ar", "vq"} & {e.network for e in events if isinstance(e, Progress)}
 
 
 def test_frames_are_rounded_down_to_whole_latents(pipeline: Pipeline) -> None:
@@ -202,8 +202,8 @@ def test_events_tell_the_story_of_a_generation(pipeline: Pipeline) -> None:
     assert isinstance(events[-1], Finished)
     assert [e.index for e in events if isinstance(e, ChunkReady)] == [0, 17, 34, 51, 68]
     progress = [e for e in events if isinstance(e, Progress)]
-    assert list(dict.fromkeys(e.stage for e in progress)) == ["text", "ar", "vq", "dit", "vae"]
-    last = {(e.segment, e.stage): e for e in progress}
+    assert list(dict.fromkeys(e.network for e in progress)) == ["text", "ar", "vq", "dit", "vae"]
+    last = {(e.segment, e.network): e for e in progress}
     assert all(e.done == e.total for e in last.values())
 
 

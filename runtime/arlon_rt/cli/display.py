@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from arlon_rt.events import Event, Finished, FootageRead, Progress, PromptCut, Stage, Started
+from arlon_rt.events import Event, Finished, FootageRead, FramesWritten, Progress, PromptCut, Started
 
-WORDS: dict[Stage, str] = {
-    "text": "reading the prompt", "ar": "drafting tokens", "vq": "decoding tokens",
-    "draft": "decoding the draft", "dit": "denoising",
-    "vae": "decoding frames", "video": "writing frames",
+WORDS = {
+    "text": "reading the prompt", "ar": "drafting tokens", "vq": "decoding tokens", "draft": "decoding the draft",
+    "dit": "denoising", "vae": "decoding frames", "file": "writing frames",
 }
-"""What each stage is called on the screen."""
+"""What the screen calls each kind of work: a network's, the decoding of drafts (``"draft"``), writing (``"file"``)."""
 
 
 class Display(Protocol):
@@ -34,19 +33,27 @@ class Display(Protocol):
     def show(self, event: Event) -> None: ...
 
 
-class StageClock:
-    """Seconds spent in each stage: the time between two events belongs to the stage the second one reports."""
+def work_of(event: Progress | FramesWritten) -> str:
+    """The kind of work that an event reports: a key of `WORDS`."""
+    if isinstance(event, FramesWritten):
+        return "file"
+    return "draft" if event.draft else event.network
+
+
+class Clock:
+    """Seconds of each kind of work: the time between two events counts as the work that the second one reports."""
 
     def __init__(self) -> None:
-        self.seconds: dict[Stage, float] = {}
+        self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def note(self, event: Event) -> None:
-        """Book the time since the last event."""
+        """Count the time since the last event."""
         now = time.perf_counter()
         elapsed, self._last = now - self._last, now
-        if isinstance(event, Progress):
-            self.seconds[event.stage] = self.seconds.get(event.stage, 0.0) + elapsed
+        if isinstance(event, Progress | FramesWritten):
+            work = work_of(event)
+            self.seconds[work] = self.seconds.get(work, 0.0) + elapsed
 
 
 class Quiet:
@@ -72,12 +79,12 @@ class JsonLines(Quiet):
 
 
 class Lines(Quiet):
-    """Prints to stderr, for logs: a line as each segment ends, and one now and then while it takes long."""
+    """Prints lines to stderr, for logs: one at the end of each segment, and one now and then during a long one."""
 
     def __init__(self, seconds_between: float = 10.0) -> None:
         self._seconds_between = seconds_between
         self._segments = 1
-        self._clock = StageClock()
+        self._clock = Clock()
         self._overlap = False
         self._begun = self._printed = time.perf_counter()
 
@@ -92,15 +99,15 @@ class Lines(Quiet):
             self._print(describe_footage(event))
         elif isinstance(event, Progress):
             place = f"segment {event.segment + 1}/{self._segments}: "
-            if event.stage == "vae" and event.done == event.total:
+            if work_of(event) == "vae" and event.done == event.total:
                 spent = describe_seconds(self._clock.seconds)
                 done = f"done {time.perf_counter() - self._begun:.1f} s after the start"
                 self._print(place + (done if self._overlap else spent))
                 self._clock.seconds.clear()
             elif time.perf_counter() - self._printed >= self._seconds_between:
-                self._print(f"{place}{WORDS[event.stage]} {event.done}/{event.total}")
+                self._print(f"{place}{WORDS[work_of(event)]} {event.done}/{event.total}")
         elif isinstance(event, Finished) and self._overlap:
-            self._print(f"in all: {describe_seconds(event.stage_seconds)}, at once")
+            self._print(f"in all: {describe_seconds(event.network_seconds)}, at once")
 
     def _print(self, line: str) -> None:
         self._printed = time.perf_counter()
@@ -108,7 +115,7 @@ class Lines(Quiet):
 
 
 class Terminal:
-    """Two bars on stderr: the stage under way and the frames that are done."""
+    """Two bars on stderr: the work under way and the frames that are written."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -116,10 +123,10 @@ class Terminal:
 
         columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._stage = self._bars.add_task("loading", total=None)
+        self._work = self._bars.add_task("loading", total=None)
         self._frames = self._bars.add_task("frames", total=None)
         self._segments = 1
-        self._current: tuple[int, str] | None = None
+        self._current = ""
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -138,36 +145,36 @@ class Terminal:
             self._bars.console.print(describe_cut(event), markup=False, highlight=False, soft_wrap=True)
         elif isinstance(event, FootageRead):
             self._bars.console.print(describe_footage(event), markup=False, highlight=False, soft_wrap=True)
-        elif isinstance(event, Progress) and event.stage == "video":
+        elif isinstance(event, FramesWritten):
             self._bars.update(self._frames, completed=event.done)
         elif isinstance(event, Progress):
-            if (event.segment, event.stage) != self._current:
-                self._current = (event.segment, event.stage)
-                self._bars.reset(self._stage)
-            text = f"segment {event.segment + 1}/{self._segments}: {WORDS[event.stage]}"
-            self._bars.update(self._stage, description=text, completed=event.done, total=event.total)
+            text = f"segment {event.segment + 1}/{self._segments}: {WORDS[work_of(event)]}"
+            if text != self._current:
+                self._current = text
+                self._bars.reset(self._work)
+            self._bars.update(self._work, description=text, completed=event.done, total=event.total)
 
 
-def describe_seconds(seconds: Mapping[Stage, float]) -> str:
-    """Where the time went, stage by stage."""
-    return ", ".join(f"{words} {seconds[stage]:.1f} s" for stage, words in WORDS.items() if stage in seconds)
+def describe_seconds(seconds: Mapping[Any, float]) -> str:
+    """The seconds of each kind of work, in words."""
+    return ", ".join(f"{words} {seconds[work]:.1f} s" for work, words in WORDS.items() if work in seconds)
 
 
 def describe_start(event: Started) -> str:
-    """One line on what will be made."""
+    """One line on the video to come."""
     seconds = event.num_frames / event.fps
     return f"{event.num_frames} frames of {event.width}×{event.height}, {seconds:.1f} s at {event.fps:g} fps"
 
 
 def describe_cut(event: PromptCut) -> str:
-    """One line on what the model will not read."""
+    """One line on the part of a prompt that the model does not read."""
     prompt, lost = (textwrap.shorten(text, 60, placeholder=" …") for text in (event.prompt, event.lost_text))
     return (f"prompt '{prompt}' is too long: of its {event.max_tokens + event.lost_tokens} tokens the model reads "
             f"{event.max_tokens}; left out is '{lost}'")
 
 
 def describe_footage(event: FootageRead) -> str:
-    """One line on what was read, and what was done to it."""
+    """One line on a file that was read and how it was changed."""
     count = "an image" if event.num_frames == 1 else f"{event.num_frames} frames"
     return f"{event.use} {event.file}: {count}; {'; '.join(event.changes) or 'as it is'}"
 
@@ -179,7 +186,7 @@ def print_json(kind: str, fields: dict[str, Any]) -> None:
 
 
 def choose(*, quiet: bool, as_json: bool) -> Display:
-    """The display for these options and this stderr."""
+    """The display for these options, and for a terminal or none."""
     if as_json:
         return JsonLines()
     if quiet:

@@ -1,4 +1,7 @@
-"""What this machine can run, and the command that installs what is missing. Imports no backend but ONNX Runtime."""
+"""``arlon-rt doctor``: check this machine, and name the command that installs what is missing.
+
+It imports no backend but ONNX Runtime.
+"""
 
 from __future__ import annotations
 
@@ -24,31 +27,31 @@ if TYPE_CHECKING:
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_RUNTIME = (1, 31)
-"""The first ONNX Runtime whose opset-24 cache and attention operators are tested here."""
+"""The first ONNX Runtime on whose opset-24 cache and attention operators the tests run."""
 
 REQUIRED = {
     "numpy": "numpy", "sentencepiece": "sentencepiece", "av": "av", "rich": "rich", "safetensors": "safetensors",
-    "ftfy": "ftfy",
+    "ftfy": "ftfy", "filelock": "filelock", "platformdirs": "platformdirs",
 }
-"""Module -> distribution; without one of them nothing is generated."""
+"""Module -> distribution. Without one of them no video can be generated."""
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
-"""One of them is there where Linux, or Linux in Windows, has an NVIDIA GPU with its driver."""
+"""One of these paths exists if Linux, or Linux in Windows, has an NVIDIA GPU with its driver."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line of the examination."""
+    """The result of one check."""
 
     name: str
     status: Literal["ok", "warning", "error"]
-    """``warning``: this machine could do more. ``error``: no video can be generated before it is mended."""
+    """``warning``: this machine could do more. ``error``: no video can be generated until it is repaired."""
     message: str
     command: str | None = None
-    """What to run to mend it."""
+    """The command that repairs it."""
 
 
 def examine() -> list[Check]:
-    """Examine Python, the packages, ONNX Runtime, the devices and the demo bundle."""
+    """The checks of Python, the packages, ONNX Runtime, the devices and the demo bundle."""
     return [
         check_python(sys.version_info[:3]),
         *(check_package(module, name) for module, name in REQUIRED.items()),
@@ -58,7 +61,7 @@ def examine() -> list[Check]:
 
 
 def check_python(version: tuple[int, ...]) -> Check:
-    """The interpreter and the machine it runs on."""
+    """Whether Python is new enough; the message also names the machine."""
     message = f"{'.'.join(map(str, version))} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
     if version[:2] < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
@@ -67,8 +70,8 @@ def check_python(version: tuple[int, ...]) -> Check:
 
 
 def check_package(module: str, distribution: str) -> Check:
-    """A package that every installation needs."""
-    if not is_there(module):
+    """Whether a package that every installation needs is installed."""
+    if not is_importable(module):
         return Check(
             name=distribution, status="error", message="not installed", command=f"pip install {distribution}"
         )
@@ -76,7 +79,7 @@ def check_package(module: str, distribution: str) -> Check:
 
 
 def check_runtime() -> list[Check]:
-    """The installed ONNX Runtime and the devices it can use."""
+    """The checks of the installed ONNX Runtime and of the devices it can use."""
     from arlon_rt.backends.ort import available_providers, installed_runtimes
 
     found = installed_runtimes()
@@ -90,7 +93,11 @@ def check_runtime() -> list[Check]:
 
 
 def check_runtimes(found: Mapping[str, str]) -> Check:
-    """Exactly one distribution of ONNX Runtime, and a new enough one; ``found`` is name -> version."""
+    """Whether exactly one distribution of ONNX Runtime is installed, and a new enough one.
+
+    Args:
+        found: distribution -> version.
+    """
     listed = ", ".join(f"{name} {version}" for name, version in found.items())
     if not found:
         return Check(
@@ -115,7 +122,7 @@ def check_runtimes(found: Mapping[str, str]) -> Check:
 
 
 def check_devices(found: Mapping[str, str], providers: Sequence[str], *, has_gpu: bool) -> Check:
-    """The devices that ``--device`` may name: those the ONNX Runtime was built for, and the machine has."""
+    """Which devices ``--device`` may name: those that ONNX Runtime was built for and the machine has."""
     gpu = "an NVIDIA GPU" if has_gpu else "no NVIDIA GPU"
     if "CUDAExecutionProvider" in providers:
         devices = "cpu, cuda" if has_gpu else "cpu"
@@ -129,7 +136,7 @@ def check_devices(found: Mapping[str, str], providers: Sequence[str], *, has_gpu
 
 
 def check_demo_bundle(find: Callable[[], Path]) -> Check:
-    """The bundle that is used when none is named: opened, and every file hashed."""
+    """Whether the bundle that is used when none is named opens, and every file has its hash."""
     try:
         path = find()
         errors = [f for f in Bundle.open(path).verify() if f.severity == "error"]
@@ -142,9 +149,9 @@ def check_demo_bundle(find: Callable[[], Path]) -> Check:
 
 
 def check_graphs(bundle: Bundle, device: str) -> list[Check]:
-    """Every graph of ``bundle``, run by ONNX Runtime on ``device`` in its usual precision: how long, and where.
+    """How long each graph of ``bundle`` takes in ONNX Runtime on ``device``, in the device's default precision.
 
-    A node that touches much on the CPU is named in a warning. What stops every graph is said once.
+    A node that moves much data on the CPU is named in a warning. A fault that all graphs share is listed once.
     """
     from arlon_rt.backends.ort import place_graph, require_device
     from arlon_rt.networks import usual_precision
@@ -155,15 +162,15 @@ def check_graphs(bundle: Bundle, device: str) -> list[Check]:
         return [Check(name=device, status="error", message=str(error), command=_INSTALL_CUDA)]
     precision = usual_precision(bundle, device)
     checks: list[Check] = []
-    said = set()
+    faults = set()
     for graph in graph_specs(bundle.model):
         try:
             check = check_placement(place_graph(bundle, graph, device=device, precision=precision))
         except ArlonError as error:
             fault = str(error).replace(graph, "")
-            if fault in said:
+            if fault in faults:
                 continue
-            said.add(fault)
+            faults.add(fault)
             command = _CUDA_LIBRARIES if isinstance(error, BackendError) and device != "cpu" else None
             check = Check(name=graph, status="error", message=str(error), command=command)
         checks.append(check)
@@ -171,7 +178,7 @@ def check_graphs(bundle: Bundle, device: str) -> list[Check]:
 
 
 def check_placement(placement: Placement) -> Check:
-    """One graph that ran."""
+    """How long a graph ran, and which of its nodes ran on the CPU."""
     on_gpu = sum(node.on_gpu for node in placement.nodes)
     large = placement.large_on_cpu
     message = (
@@ -185,8 +192,8 @@ def _listed(node: NodeRun) -> str:
     return f"{node.name} ({node.op}, {node.bytes / 1024:.1f} KB)"
 
 
-def is_there(module: str) -> bool:
-    """Whether ``module`` could be imported, without importing it (its parent packages only)."""
+def is_importable(module: str) -> bool:
+    """Whether ``module`` can be imported. Only its parent packages are imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:
@@ -200,7 +207,7 @@ _REINSTALL = "pip install --force-reinstall --no-deps arlon-rt"
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """(major, minor) of a version; (0, 0) when it is not of that form."""
+    """(major, minor) of a version, or (0, 0) if it has another form."""
     parts = version.split(".")[:2]
     return tuple(int(p) for p in parts) if len(parts) == 2 and all(p.isdigit() for p in parts) else (0, 0)
 
@@ -208,17 +215,17 @@ def _release(version: str) -> tuple[int, ...]:
 class Doctor:
     """The command; see `arlon_rt.cli.main.Command`."""
 
-    help = "Say what this machine can run, and the command that installs what is missing."
+    help = "Check this machine: what it can run, and the command that installs what is missing."
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
         parser.add_argument(
             "--gpu", action="store_true",
-            help="also run every graph with ONNX Runtime on CUDA, say how long each takes, and name the nodes that "
-                 "stay on the CPU with more than 4 KB",
+            help="also run every graph with ONNX Runtime on CUDA: how long each takes, and which nodes stay on the CPU "
+                 "with more than 4 KB (default: off)",
         )
         parser.add_argument(
-            "--bundle", type=Path, metavar="DIR", help="whose graphs --gpu runs (default: the demo model's)"
+            "--bundle", type=Path, metavar="DIR", help="the bundle whose graphs --gpu runs (default: the demo model)"
         )
 
     def run(self, args: argparse.Namespace) -> int:

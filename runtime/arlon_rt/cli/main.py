@@ -7,12 +7,14 @@ Ctrl-C and SIGTERM. Results go to stdout; progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError
 
@@ -20,17 +22,18 @@ GROUP = "arlon_rt.commands"
 """Entry points through which the other packages add commands; they are loaded only when chosen."""
 BUILT_IN = {
     "generate": ("arlon_rt.cli.generate:generate", "make a video from a prompt"),
-    "inspect": ("arlon_rt.cli.bundle:inspect", "say what a bundle holds"),
+    "options": ("arlon_rt.cli.options:options", "list the options of generate: values, defaults, meaning"),
+    "inspect": ("arlon_rt.cli.bundle:inspect", "show what a bundle holds"),
     "verify": ("arlon_rt.cli.bundle:verify", "check a bundle's files, hashes and signatures"),
-    "bench": ("arlon_rt.cli.bench:bench", "time a generation, stage by stage"),
-    "doctor": ("arlon_rt.cli.doctor:doctor", "say what this machine can run, and what to install"),
+    "bench": ("arlon_rt.cli.bench:bench", "time a generation, network by network"),
+    "doctor": ("arlon_rt.cli.doctor:doctor", "check this machine, and say what to install"),
 }
 PLUGGED_IN = {
     "build": "build TensorRT engines of a bundle (extra: tensorrt or tensorrt-rtx)",
     "export": "turn a checkpoint into a bundle (extra: export)",
     "parity": "compare the graphs that ship with recorded outputs (extra: export)",
 }
-"""What the help says of the other packages' commands, which it does not load."""
+"""The help of the other packages' commands, which are not loaded for it."""
 DISTRIBUTION = "arlon-rt"
 
 
@@ -46,7 +49,7 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as every other error is reported: one line, exit 2."""
+    """A parser that reports a wrong argument like every other error: one line, exit 2."""
 
     def error(self, message: str) -> NoReturn:
         raise OptionsError(f"{message}; see `{self.prog} --help`")
@@ -85,10 +88,30 @@ def _dispatch(argv: list[str]) -> int:
     except SystemExit as stop:   # --help
         return int(stop.code or 0)
     try:
-        return command.run(args)
+        with _removed_options_printed():
+            return command.run(args)
     except ModuleNotFoundError as error:
         _explain_missing(name, error)
         raise
+
+
+@contextlib.contextmanager
+def _removed_options_printed() -> Iterator[None]:
+    """Print the warning about a removed option as one line, whatever ``python -W`` says."""
+    from arlon_rt.options import RemovedOptionWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RemovedOptionWarning)
+        show = warnings.showwarning
+
+        def shown(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, RemovedOptionWarning):
+                print(f"{DISTRIBUTION}: {message}", file=sys.stderr)
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = shown
+        yield
 
 
 def _load(name: str) -> Command:
@@ -113,7 +136,7 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def _explain_missing(name: str, error: ModuleNotFoundError) -> None:
-    """Raise `MissingExtraError` about a module that is not installed, unless it is one of this project's own."""
+    """Raise `MissingExtraError` about a module that is not installed, unless it is one of the project's own."""
     if error.name is None or error.name.startswith("arlon_"):
         return
     plugin = _plugins().get(name)

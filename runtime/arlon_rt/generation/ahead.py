@@ -1,4 +1,4 @@
-"""An iterator run on a thread of its own: the next stage's work is done while this one's is used."""
+"""An iterator that runs on a thread of its own, so that one lane works while the next uses what it made."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """The items of ``source``, made on a worker thread while at most ``depth`` of them wait to be taken.
+    """The items of ``source``, produced on a worker thread. At most ``depth`` of them wait to be taken.
 
-    Whoever takes slowly slows the work. What ``source`` raises is raised, once, where its items are taken. `close` ends
-    the thread after the item under way; ``source`` is closed on its own thread.
+    A slow consumer slows the work. What ``source`` raises is raised once, to the consumer. `close` ends the thread
+    after the item under way; ``source`` is closed on its own thread.
     """
 
     def __init__(self, source: Generator[T], name: str, depth: int = 1) -> None:
@@ -41,7 +41,7 @@ class Ahead(Generic[T]):
         raise StopIteration
 
     def close(self) -> None:
-        """End the work and wait for the thread; a second call does nothing."""
+        """End the work and wait for the thread. A second call does nothing."""
         with self._changed:
             self._closing = True
             self._waiting.clear()
@@ -50,7 +50,7 @@ class Ahead(Generic[T]):
 
     def _work(self) -> None:
         try:
-            while self._room():
+            while self._may_go_on():
                 try:
                     item = next(self._source)
                 except StopIteration:
@@ -59,15 +59,15 @@ class Ahead(Generic[T]):
                     self._waiting.append(item)
                     self._changed.notify_all()
             self._source.close()
-        except BaseException as error:  # raised again by whoever takes the items
+        except BaseException as error:  # raised again to the consumer
             self._error = error
         finally:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
-    def _room(self) -> bool:
-        """Wait until an item may be made; ``False`` when none is wanted any more."""
+    def _may_go_on(self) -> bool:
+        """Wait until fewer than ``depth`` items wait; ``False`` once the iterator is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or len(self._waiting) < self._depth)
             return not self._closing

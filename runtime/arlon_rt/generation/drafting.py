@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt.generation.job import Job
-from arlon_rt.networks import OnToken, Text, TokenSource, TokenState
+from arlon_rt.networks import Sampling, Text, TokenSource, TokenState
 from arlon_rt.request import Boundary
 from arlon_rt.segments import Segment
 
@@ -21,60 +21,68 @@ class Draft:
     segment: Segment
     text: Text
     coarse: NDArray[np.float32] | None
-    """Latents (1, channel, frame, height, width); ``None`` where nothing is injected."""
+    """Coarse latents (1, channel, frame, height, width) to inject; ``None`` injects nothing."""
     tokens: TokenState | None
-    """Of the token model after it."""
+    """The token model's state after this segment."""
 
 
 def drafts(job: Job, start: Boundary) -> Generator[Draft]:
-    """Each segment's text and coarse latents, from ``start`` on."""
-    source = job.request.tokens
+    """The draft of each segment from ``start`` on."""
+    source = _token_source(job)
     if source and start.tokens:
         _restore(job, source, start, start.tokens)
     for segment in job.request.segments[start.segment :]:
-        with job.timed("text"):
+        with job.reporter.timed("text"):
             text = job.encode(job.script.claim(segment))
-        job.progress("text", segment)(1, 1)
+        job.reporter.progress("text", segment)(1, 1)
         coarse = _coarse(job, source, text, segment) if source else None
         yield Draft(segment=segment, text=text, coarse=coarse, tokens=source.state() if source else None)
 
 
-def all_tokens(job: Job, source: TokenSource, size: tuple[int, int]) -> NDArray[np.int64]:
-    """All tokens (code_frame, row, column) of the video, and nothing else."""
-    grid = np.zeros((0, *size), np.int64)
+def all_tokens(job: Job) -> NDArray[np.int64]:
+    """The tokens (code_frame, row, column) of the whole video, without denoising or decoding it."""
+    source, grid = _token_source(job), dict[int, NDArray[np.int64]]()
+    assert source
     for segment in job.request.segments:
-        newest, first = _tokens(job, source, job.encode(job.script.claim(segment)), segment)
-        grid = np.concatenate([grid[:first], newest[0]])
-    return grid
+        rows, code_frames = _rows(job, source, job.encode(job.script.claim(segment))), _code_frames(job, segment)
+        grid |= dict(zip(code_frames, source.extend(rows, code_frames)[0], strict=True))
+    return np.stack(list(grid.values()))
+
+
+def _token_source(job: Job) -> TokenSource | None:
+    """The token model with an empty grid, or the tokens that came with the request; ``None`` injects nothing."""
+    request, networks = job.request, job.networks
+    if not isinstance(request.tokens, Sampling):
+        return request.tokens
+    assert networks.token_model
+    assert networks.vq_decoder
+    size = networks.vq_decoder.code_size(request.view.latent_height, request.view.latent_width)
+    return networks.token_model.start(*size, request.tokens, request.known_codes)
 
 
 def _restore(job: Job, source: TokenSource, start: Boundary, state: TokenState) -> None:
-    """Bring the token model to where it was after the segment before, or after what the video begins with."""
+    """Bring the token model to its state after the segment before ``start``, or after the lead."""
     last = job.request.segments[max(0, start.segment - 1)]
     text = job.encode(job.script.timeline.at(max(0.0, last.middle(job.options.fps))))
-    with job.timed("ar"):
+    with job.reporter.timed("ar"):
         source.restore(state, _rows(job, source, text))
 
 
 def _coarse(job: Job, source: TokenSource, text: Text, segment: Segment) -> NDArray[np.float32]:
-    """Write the segment's tokens and decode them to its coarse latents."""
-    view, decoder = job.request.view, job.networks.vq_decoder
+    """The segment's tokens, decoded to its coarse latents (1, channel, frame, height, width)."""
+    view, decoder, reporter = job.request.view, job.networks.vq_decoder, job.reporter
     assert decoder
-    with job.timed("ar"):
-        grid, _ = _tokens(job, source, text, segment, job.progress("ar", segment))
-    with job.timed("vq"):
-        coarse = decoder.decode(grid, segment, view.latent_height, view.latent_width)
-    job.progress("vq", segment)(1, 1)
+    with reporter.timed("ar"):
+        tokens = source.extend(_rows(job, source, text), _code_frames(job, segment), reporter.progress("ar", segment))
+    with reporter.timed("vq"):
+        coarse = decoder.decode(tokens, segment, view.latent_height, view.latent_width)
+    reporter.progress("vq", segment)(1, 1)
     return coarse
 
 
-def _tokens(
-    job: Job, source: TokenSource, text: Text, segment: Segment, on_token: OnToken = lambda done, total: None
-) -> tuple[NDArray[np.int64], int]:
-    """The segment's tokens (1, code_frame, row, column) and the number of their first code-frame."""
-    assert job.networks.vq_decoder
-    code_frames = segment.code_frames(job.networks.vq_decoder.config.stride[0])
-    return source.extend(_rows(job, source, text), code_frames, on_token), code_frames.start
+def _code_frames(job: Job, segment: Segment) -> range:
+    assert job.model.vq
+    return segment.code_frames(job.model.vq.stride[0])
 
 
 def _rows(job: Job, source: TokenSource, text: Text) -> list[Text]:

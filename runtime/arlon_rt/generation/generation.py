@@ -1,8 +1,7 @@
-"""The model on one page, segment by segment: prompt -> text -> tokens -> coarse latents -> latents -> frames.
+"""The model on one page: three lanes, drafts -> denoised latents -> chunks of frames, segment by segment.
 
-Three stages, each an iterator over the one before: drafts (text, tokens, coarse latents), parts (denoised segments)
-and chunks (decoded frames). Run in sequence they are plain generators; run ahead (`arlon_rt.ahead`) each works on a
-thread of its own, and the same calls are made on the same values.
+Each lane is an iterator over the one before it. In sequence the lanes are plain generators; with overlap each runs on a
+thread of its own (`arlon_rt.generation.ahead`), and makes the same calls on the same values.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from arlon_rt.generation.decoding import Chunk, chunks
 from arlon_rt.generation.denoising import denoised
 from arlon_rt.generation.drafting import all_tokens, drafts
 from arlon_rt.generation.job import Job
-from arlon_rt.networks import Networks, TokenSource
+from arlon_rt.networks import Networks
 from arlon_rt.request import BEGINNING, Boundary, Request
 from arlon_rt.timeline import Script, Timeline
 
@@ -35,7 +34,7 @@ T = TypeVar("T")
 
 
 class Generation:
-    """One video under way: an iterator over its chunks, and the handles that steer it.
+    """One video under way: an iterator over its chunks, and the methods that steer it.
 
     Work begins with the first chunk asked for and ends when the last is handed out, when `close` is called, or when the
     iterator is dropped. The other methods may be called from any thread, and from ``on_event``.
@@ -56,13 +55,14 @@ class Generation:
     def set_prompt(self, prompt: str, at: float | None = None) -> float:
         """Change what is shown from ``at`` seconds on, until a later prompt of the request.
 
-        ``None`` is as soon as can be: the next segment whose tokens are not being written yet. Returns the second from
-        which it holds.
+        ``None`` is as soon as possible: the next segment whose tokens are not being written yet. Returns the second
+        from which the prompt holds.
 
         Raises:
             OptionsError: the prompt cannot be used, or it is too late for it.
         """
-        return self._work.script.set_prompt(prompt, at, self._work.job.networks.text_encoder.caption)
+        job = self._work.job
+        return job.script.set_prompt(prompt, at, job.networks.text_encoder.caption)
 
     def pause(self) -> None:
         """Stop all work after the token, step or chunk under way, until `resume`."""
@@ -73,15 +73,15 @@ class Generation:
         self._work.control.resume()
 
     def cancel(self) -> None:
-        """End all work after the token, step or chunk under way: whoever iterates gets `Cancelled`."""
+        """End all work after the token, step or chunk under way: the iterator raises `Cancelled`."""
         self._work.control.cancel()
 
     def snapshot(self) -> Snapshot:
-        """Where the video stands, at the end of the last segment that was handed out whole.
+        """The video's state at the end of the last segment that was handed out whole.
 
-        `Pipeline.resume` goes on from there; chunks of the segment under way are made again.
+        `Pipeline.resume` goes on from it; chunks of the segment under way are generated again.
         """
-        return self._snapshot(self._work.boundary, self._work.script.timeline)
+        return self._snapshot(self._work.boundary, self._work.job.script.timeline)
 
     def close(self) -> None:
         """End the generation on the thread that iterates, as dropping it does; nothing is raised."""
@@ -89,71 +89,81 @@ class Generation:
 
 
 class Work:
-    """What a generation does; made by `arlon_rt.pipeline.Pipeline`."""
+    """One run of a request."""
 
     def __init__(
         self, networks: Networks, model: ModelConfig, request: Request, report: OnEvent, *, overlap: bool = False,
-        preview: bool = False, start: Boundary = BEGINNING, all_texts_first: bool = False,
+        preview: bool = False, all_texts_first: bool = False,
     ) -> None:
-        """``all_texts_first``: encode the request's prompts in one go, so that their encoder is loaded once."""
-        self.control, self.boundary = Control(), start
-        self.script = Script(request.prompts, request.segments, request.options.fps, start.segment)
+        """``all_texts_first`` encodes the request's prompts in one go, so that the text encoder is loaded once."""
+        self.control, self.boundary = Control(), request.start or BEGINNING
         self.job = Job(
-            networks=networks, model=model, request=request, script=self.script,
-            reporter=Reporter(report, self.control), preview=preview,
+            networks=networks, model=model, request=request, preview=preview,
+            script=Script(request.prompts, request.segments, request.options.fps, self.boundary.segment),
+            reporter=Reporter(report, self.control),
         )
         self._overlap, self._all_texts_first = overlap, all_texts_first
 
     def run(self) -> Generator[Chunk]:
-        """The model on one page: drafts, denoised segments, frames; each lane an iterator over the one before."""
-        job, _ = self.job, self.job.negative  # encoded before the lanes begin, which may have threads of their own
-        if self._all_texts_first:
-            with job.timed("text"):
-                job.networks.text_encoder.encode_all(job.all_prompts())
-        drafted = self._ahead(drafts(job, self.boundary), "drafting")
-        parts = self._ahead(denoised(job, drafted, self.boundary.before), "denoising")
+        """The model on one page: drafts -> denoised latents -> chunks, each lane an iterator over the one before it."""
+        job = self.job
+        self._encode_texts()
+        drafted = self._lane("drafting", drafts(job, self.boundary))
+        segments = self._lane("denoising", denoised(job, drafted, self.boundary.before))
         try:
-            for part in parts:
-                for chunk in chunks(job, part):
+            for latents in segments:
+                for chunk in chunks(job, latents):
                     if chunk.ends_segment:
                         self.boundary = Boundary(
-                            segment=chunk.segment + 1, before=part.end(), tokens=part.draft.tokens
+                            segment=chunk.segment + 1, before=latents.end(), tokens=latents.draft.tokens
                         )
                     yield chunk
         finally:
-            self.control.cancel()  # whatever is still under way has no one to take it
+            self.control.cancel()  # the lanes end at their next checkpoint: nobody takes their items any more
             drafted.close()
-            parts.close()
+            segments.close()
 
     def reported(self, turn: AbstractContextManager[None]) -> Generator[Chunk]:
-        """The chunks, between the first and the last event."""
+        """The chunks, between the first and the last event; ``turn`` is held until the generator ends."""
         with turn:
-            begun, first, begin, reporter = time.monotonic(), None, self._next_frame, self.job.reporter
-            reporter.emit(self._started())
+            begun, first_chunk, first_frame, emit = time.monotonic(), 0.0, self._next_frame, self.job.reporter.emit
+            emit(self._started())
             try:
                 for prompt in self.job.all_prompts():
                     if cut := self.job.networks.text_encoder.cut(prompt):
-                        reporter.emit(cut)
+                        emit(cut)
                 for chunk in self.run():
                     if not chunk.draft:
-                        first = first or time.monotonic() - begun
-                    reporter.emit(ChunkReady(
+                        first_chunk = first_chunk or time.monotonic() - begun
+                    emit(ChunkReady(
                         segment=chunk.segment, index=chunk.index, num_frames=len(chunk.frames), draft=chunk.draft
                     ))
                     yield chunk
             except Cancelled:
                 raise
             except Exception as error:
-                reporter.emit(Failed(error=str(error)))
+                emit(Failed(error=str(error)))
                 raise
-            reporter.emit(self._finished(time.monotonic() - begun, first or 0.0, begin))
+            emit(self._finished(time.monotonic() - begun, first_chunk, first_frame))
 
-    def tokens(self, source: TokenSource, size: tuple[int, int]) -> NDArray[np.int64]:
-        """All tokens (code_frame, row, column) of a video, and nothing else."""
-        return all_tokens(self.job, source, size)
+    def tokens(self) -> NDArray[np.int64]:
+        """The tokens (code_frame, row, column) of the whole video, without denoising or decoding it."""
+        return all_tokens(self.job)
 
-    def _ahead(self, lane: Generator[T], name: str) -> Generator[T] | Ahead[T]:
-        return Ahead(lane, f"arlon-rt {name}") if self._overlap else lane
+    def _lane(self, name: str, items: Generator[T]) -> Generator[T] | Ahead[T]:
+        return Ahead(items, f"arlon-rt {name}") if self._overlap else items
+
+    def _encode_texts(self) -> None:
+        """Encode the texts that every segment needs, before the lanes have threads of their own."""
+        with self.job.reporter.timed("text"):
+            _ = self.job.negative
+            if self._all_texts_first:
+                self.job.networks.text_encoder.encode_all(self.job.all_prompts())
+
+    @property
+    def _next_frame(self) -> int:
+        """Number of the first frame after the boundary."""
+        return self.job.request.segments[self.boundary.segment].frames.start
 
     def _started(self) -> Started:
         options, view, unit = self.job.request.options, self.job.request.view, self.job.model.vae.space_stride
@@ -163,17 +173,11 @@ class Work:
             first_frame=self._next_frame, overlap=self._overlap,
         )
 
-    @property
-    def _next_frame(self) -> int:
-        """Number of the first frame after the boundary."""
-        return self.job.request.segments[self.boundary.segment].frames.start
-
-    def _finished(self, wall: float, first_chunk: float, begin: int) -> Finished:
-        """After ``wall`` seconds in which all frames from number ``begin`` on were made."""
+    def _finished(self, wall: float, first_chunk: float, first_frame: int) -> Finished:
+        """After ``wall`` seconds that generated all frames from number ``first_frame`` on."""
         options = self.job.request.options
         return Finished(
             num_frames=options.num_frames, wall_seconds=wall, first_chunk_seconds=first_chunk,
-            real_time_factor=(options.num_frames - begin) / options.fps / wall, peak_memory_bytes=peak_memory(),
-            stage_seconds=dict(self.job.reporter.seconds),
+            real_time_factor=(options.num_frames - first_frame) / options.fps / wall, peak_memory_bytes=peak_memory(),
+            network_seconds=dict(self.job.reporter.seconds),
         )
-

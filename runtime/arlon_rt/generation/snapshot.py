@@ -1,7 +1,7 @@
-"""A generation between two segments in a small file, from which it goes on as if nothing had happened.
+"""A generation's state between two segments, in a small file from which it goes on to the same frames.
 
-A safetensors file: the last chunk and the newest tokens, and a JSON text with everything else. It is taken
-for hostile until `Pipeline.resume` has held it to the bundle.
+It is a safetensors file: the last chunk, the newest tokens, and a JSON text with everything else. The file counts as
+hostile until `Pipeline.resume` has checked it against the bundle.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from arlon_rt.conditioning import NOTHING, Conditions, Placement, Reference
 from arlon_rt.errors import OptionsError, OutputError
+from arlon_rt.files import replacing
 from arlon_rt.networks import TokenState
 from arlon_rt.options import GenerateOptions
 from arlon_rt.request import Boundary
@@ -27,13 +28,13 @@ from arlon_rt.timeline import Timeline
 
 FORMAT = "2"
 MAX_BYTES = 1 << 30
-"""Of a file; one of a 2K video has 200 MB."""
+"""The largest file that is read; a snapshot of a 2K video has 200 MB."""
 COUNTS = ("dropped", "window", "context", "fed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a pipeline runs on; the same numbers come from the same alone."""
+    """What a pipeline runs on. Only the same machine computes the same frames."""
 
     backend: str
     device: str
@@ -43,25 +44,25 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Snapshot:
-    """Where a generation stood; made by `Generation.snapshot`."""
+    """A generation's state between two segments; see `Generation.snapshot`."""
 
     bundle: str
     """The bundle's hash."""
     machine: Machine
     options: GenerateOptions
     prompts: Timeline
-    """In seconds, as they were when it was made."""
+    """In seconds, as they stood when the snapshot was taken."""
     boundary: Boundary
-    given_tokens: NDArray[np.int64] | None = None
-    """(code_frame, row, column), of a request that came with tokens."""
+    tokens: NDArray[np.int64] | None = None
+    """The tokens (code_frame, row, column) that came with the request."""
     conditions: Conditions = NOTHING
     lead: int = 0
     """As in `arlon_rt.request.Request`."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """For the record, what the frames that came with the request were taken from."""
+    """For the record: the files that the request's frames were read from, and their hashes."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it; an existing file is replaced in one step.
+        """Write the snapshot; an existing file is replaced in one step.
 
         Raises:
             OutputError: the file cannot be written.
@@ -77,32 +78,29 @@ class Snapshot:
         }
         tensors: dict[str, NDArray[Any]] = {}
         if boundary.before is not None:
-            tensors["before"] = np.ascontiguousarray(boundary.before)
+            tensors["before"] = boundary.before
         if boundary.tokens is not None:
             state |= {name: getattr(boundary.tokens, name) for name in COUNTS}
             tensors["codes"] = np.array(boundary.tokens.codes, np.int64)
         for i, reference in enumerate(self.conditions.references):
             tensors |= {f"latents_{i}": reference.latents, f"drafted_{i}": reference.drafted}
-        if self.given_tokens is not None:
-            tensors["given_tokens"] = np.ascontiguousarray(self.given_tokens)
+        if self.tokens is not None:
+            tensors["given_tokens"] = self.tokens
+        # safetensors 0.8 writes a view's values in the order in which they lie in memory
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         path = Path(path)
-        part = path.with_name(path.name + ".part")
         try:
-            with part.open("wb") as file:
+            with replacing(path, path.with_name(path.name + ".part")) as file:   # a killed process leaves one at most
                 file.write(save(tensors, {"arlon_rt_snapshot": FORMAT, "state": json.dumps(state)}))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise OutputError(f"snapshot {str(path)!r} cannot be written: {error.strerror or error}") from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read one back.
+        """Read a snapshot back.
 
         Raises:
-            OptionsError: it is missing or is no snapshot.
+            OptionsError: the file is missing or is no snapshot.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -136,7 +134,7 @@ class Snapshot:
         return cls(
             bundle=str(state["bundle"]), machine=Machine(**state["machine"]), boundary=boundary,
             options=GenerateOptions(**state["options"]), prompts=Timeline.of(tuple(map(tuple, state["prompts"]))),
-            given_tokens=tensors.get("given_tokens"), lead=state["lead"],
+            tokens=tensors.get("given_tokens"), lead=state["lead"],
             conditions=Conditions(references=tuple(_references(tensors)), placements=placements),
             sources={str(name): str(source) for name, source in state["sources"].items()},
         )

@@ -1,8 +1,8 @@
-"""The token model: writes the grid of codes token by token, its cache sliding over long video (spec 3)."""
+"""The token model: writes the token grid of a video token by token, its cache sliding along (docs/spec.md 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,12 +17,12 @@ from arlon_rt.networks.embedding import Text, guidance_weights, same_texts, stac
 from arlon_rt.networks.tokens import OnToken, TokenState
 
 AT_ONCE = 32
-"""Tokens that a `Looping` session writes before the host looks at them."""
+"""How many tokens a `Looping` session writes before the host reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How logits become a token; checked against the bundle by `GenerateOptions.resolved`."""
+    """How the token model is guided and its logits sampled; `GenerateOptions.resolved` checks the numbers."""
 
     guidance_scale: float
     temperature: float
@@ -53,11 +53,24 @@ class TokenModel:
     def __init__(self, prefix: Session, step: Session, config: ARConfig) -> None:
         self.prefix, self.step, self.config = prefix, step, config
 
-    def start(self, height: int, width: int, sampling: Sampling) -> TokenStream:
+    def start(
+        self, height: int, width: int, sampling: Sampling, known: Iterable[tuple[int, int]] = ()
+    ) -> TokenStream:
         """A new, empty token grid with code-frames of ``height`` x ``width``.
 
+        ``known`` holds (index in the video, code) for each token that the model is not to write.
+
         Raises:
-            OptionsError: the grid is larger than the position tables, so the model was not trained for it.
+            OptionsError: the grid is too large; see `check_size`.
+        """
+        self.check_size(height, width)
+        return TokenStream(self, height, width, sampling, known)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Hold the size of a code-frame to the model.
+
+        Raises:
+            OptionsError: it is larger than the position tables, so the model was not trained for it.
         """
         _, rows, columns = self.config.grid
         if height > rows or width > columns:
@@ -65,11 +78,32 @@ class TokenModel:
                 f"height and width need {height} x {width} codes a code-frame; this bundle's token model knows at most "
                 f"{rows} x {columns}; ask for a smaller video, or set inject to False"
             )
-        return TokenStream(self, height, width, sampling)
+
+    def check_state(self, state: TokenState | None, height: int, width: int, code_frames: int) -> None:
+        """Hold a state from outside to a grid of ``code_frames`` code-frames, the last one perhaps not written.
+
+        Raises:
+            OptionsError: it does not fit.
+        """
+        if state is None:
+            raise OptionsError("there are no tokens to go on from")
+        area, after = height * width, state.dropped + len(state.codes)
+        written = after // area
+        fits = (
+            after % area == 0 and code_frames - 1 <= written <= code_frames
+            and 0 <= state.dropped <= state.window <= after and after - state.window <= self.config.grid[0] * area
+            and 0 <= state.context <= after - state.window
+            and (state.fed == 0 or 1 + state.context <= state.fed <= 1 + after - state.window)
+        )
+        if not fits or not all(0 <= code < self.config.num_codes for code in state.codes):
+            raise OptionsError(
+                f"{len(state.codes)} tokens from {state.dropped} on, {state.fed} of them fed in a window at "
+                f"{state.window}, are no state of a stream of {code_frames} code-frames"
+            )
 
 
 class TokenStream:
-    """The token grid of one video, growing.
+    """The token grid of one video, which grows.
 
     A window is the text, BOS and the codes of up to ``capacity`` code-frames, in consecutive cache slots from 0 (each
     row of a batch from the end of its own text). When it is full, or the prompt changes, the newest code-frames, half
@@ -78,24 +112,22 @@ class TokenStream:
     nor the next segment can need are dropped.
     """
 
-    def __init__(self, model: TokenModel, height: int, width: int, sampling: Sampling) -> None:
+    def __init__(
+        self, model: TokenModel, height: int, width: int, sampling: Sampling, known: Iterable[tuple[int, int]]
+    ) -> None:
+        """From `TokenModel.start`."""
         self._model, self._sampling = model, sampling
         self._height, self._width, self._area = height, width, height * width
         self._codes: list[int] = []
         self._dropped = 0  # codes before self._codes[0]
         self._texts: tuple[Text, ...] = ()
         self._lengths = np.zeros(0, np.int64)  # of each row's text: the slot of BOS
-        self._capacity = model.config.grid[0]  # code-frames; a bundle's caches have room for the longest prompt beside
+        self._capacity = model.config.grid[0]  # code-frames; the caches also have room for the longest prompt
         self._window = 0  # index of the window's first code
         self._context = 0  # codes fed together when the window was opened
         self._fed = 0  # entries of the window's sequence that are in the cache
         self._caches: dict[str, NDArray[Any] | Handle] = {}
-        self._known: dict[int, int] = {}  # codes that are not the model's to write, by their index
-
-    def know(self, codes: Mapping[int, NDArray[np.int64]]) -> None:
-        """Code-frames (row, column), by their number, that are to be as they are here; called before `extend`."""
-        for frame, grid in codes.items():
-            self._known |= dict(enumerate(grid.flatten().tolist(), frame * self._area))
+        self._known = dict(known)
 
     def extend(
         self, texts: Sequence[Text], code_frames: range, on_token: OnToken = lambda done, total: None
@@ -107,55 +139,28 @@ class TokenStream:
         """
         if not same_texts(texts, self._texts):
             self._prefill_text(tuple(texts))
-        written, wanted = self._written, code_frames.stop * self._area
-        while self._written < wanted:
+        before, stop = self._written, code_frames.stop * self._area
+        while self._written < stop:
             if self._written - self._window == self._capacity * self._area:
                 self._open_window()
-            for code in self._next(wanted):
+            for code in self._next(stop):
                 self._codes.append(code)
-                on_token(self._written - written, wanted - written)
+                on_token(self._written - before, stop - before)
         first = code_frames.start * self._area - self._dropped
-        tokens = np.array(self._codes[first : wanted - self._dropped], np.int64)
+        tokens = np.array(self._codes[first : stop - self._dropped], np.int64)
         self._drop(min(code_frames.start * self._area, self._written - self._capacity * self._area))
         return tokens.reshape(1, len(code_frames), self._height, self._width)
 
     def state(self) -> TokenState:
-        """What `restore` needs beside the texts of the last `extend`."""
+        """The state for `restore`, which also needs the texts of the last `extend`."""
         return TokenState(
             codes=tuple(self._codes), dropped=self._dropped, window=self._window, context=self._context, fed=self._fed
         )
 
-    def check(self, state: TokenState | None, code_frames: int) -> None:
-        """Hold a state from outside to a stream that has written this many code-frames, the last one perhaps not.
-
-        Raises:
-            OptionsError: it does not fit.
-        """
-        most = self._capacity * self._area
-        if state is None:
-            raise OptionsError("there are no tokens to go on from")
-        after = state.dropped + len(state.codes)
-        written = after // self._area
-        fits = (
-            after % self._area == 0 and code_frames - 1 <= written <= code_frames
-            and 0 <= state.dropped <= state.window <= after and after - state.window <= most
-            and 0 <= state.context <= after - state.window
-            and (state.fed == 0 or 1 + state.context <= state.fed <= 1 + after - state.window)
-        )
-        if not fits or not all(0 <= code < self._model.config.num_codes for code in state.codes):
-            raise OptionsError(
-                f"{len(state.codes)} tokens from {state.dropped} on, {state.fed} of them fed in a window at "
-                f"{state.window}, are no state of a stream of {code_frames} code-frames"
-            )
-
-    def after(self, tokens: NDArray[np.int64]) -> TokenState:
-        """The state of a stream that has these tokens (1, code_frame, height, width), and fed none."""
-        return TokenState(codes=tuple(tokens.flatten().tolist()), dropped=0, window=0, context=0, fed=0)
-
     def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
-        """Go on from ``state`` of a stream like this one, whose last `extend` had these ``texts``.
+        """Go on from the ``state`` of another stream, whose last `extend` had these ``texts``.
 
-        The caches are filled by the calls that filled them then, so that what follows is the same to the last bit.
+        The caches are filled by the same calls as in that stream, so that what follows is the same to the last bit.
         """
         self._codes, self._dropped = list(state.codes), state.dropped
         self._prefill_text(tuple(texts))
@@ -195,14 +200,15 @@ class TokenStream:
         self._window = self._written - self._context
         self._fed = 0
 
-    def _next(self, wanted: int) -> list[int]:
-        """The next codes, as many as are made at once: before code ``wanted``, the window's end or a known code."""
+    def _next(self, stop: int) -> list[int]:
+        """The next codes, as many as one call writes: they end before index ``stop``, the window's end or a known code.
+        """
         if self._written in self._known:
             return [self._known[self._written]]
         unseen = self._codes[self._window + max(self._fed - 1, 0) - self._dropped :]
         if not isinstance(self._model.step, Looping) or not self._fed or len(unseen) > 1:
             return [self._feed(unseen)]
-        end = min(wanted, self._window + self._capacity * self._area, self._written + AT_ONCE)
+        end = min(stop, self._window + self._capacity * self._area, self._written + AT_ONCE)
         count = next((n for n in range(end - self._written) if self._written + n in self._known), end - self._written)
         return self._loop(self._model.step, unseen[0], count)
 
@@ -237,7 +243,7 @@ class TokenStream:
         return self._checked(token)
 
     def _sampling_feed(self) -> dict[str, NDArray[Any]]:
-        """What all steps are fed alike."""
+        """The inputs that are the same at every step."""
         sampling = self._sampling
         return {
             "guidance_weights": guidance_weights(sampling.guidance_scale, len(self._texts)),
@@ -248,7 +254,7 @@ class TokenStream:
         }
 
     def _uniform(self, code: int) -> float:
-        """The number that code of the video is drawn with."""
+        """The random number that draws this code of the video."""
         return noise.uniform(self._sampling.seed, "token", code)
 
     def _checked(self, token: int) -> int:
@@ -265,7 +271,7 @@ class TokenStream:
         return outputs
 
     def _drop(self, before: int) -> None:
-        """Forget codes before an index of the whole video."""
+        """Forget the codes before this index in the video."""
         if before > self._dropped:
             del self._codes[: before - self._dropped]
             self._dropped = before

@@ -1,7 +1,7 @@
-"""What a user types becomes what Open-Sora's captions looked like in training: scored and cleaned (spec 5.5).
+"""A user's prompt in the form of Open-Sora's training captions: scored and cleaned (docs/spec.md 5.5).
 
-The rules of cleaning are facts of the published pipeline (they decide token ids) and are stated as tables: what is
-matched, and what takes its place. Only English survives: CJK ideographs are removed.
+The rules of cleaning are facts of the published pipeline, since they decide token ids. They are stated as tables: a
+pattern, and what takes its place. Only English survives: CJK ideographs are removed.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def with_scores(
 ) -> str:
     """The prompt with `` aesthetic score: 6.5. motion score: 4.0. camera motion: pan right.`` at its end.
 
-    ``suffix`` stands in for an aesthetic score that is left out. What the prompt says itself is not said again.
+    ``suffix`` replaces an aesthetic score of ``None``. A score that the prompt names itself is not repeated.
     """
     endings = (
         suffix if aesthetic_score is None else f" aesthetic score: {aesthetic_score:.1f}.",
@@ -95,7 +95,7 @@ def with_scores(
 
 
 def clean_caption(caption: str) -> str:
-    """One pass of cleaning; the published pipeline makes two."""
+    """The caption after one pass of cleaning; the published pipeline makes two."""
     import ftfy
 
     text = _apply(_LINKS, unquote_plus(caption).strip().lower())

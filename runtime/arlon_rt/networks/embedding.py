@@ -1,4 +1,4 @@
-"""A prompt's embedding as it travels between stages, and how several become the rows of one batch."""
+"""A prompt's embedding, and how several become the rows of one batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Text:
 
 
 def same_texts(some: Sequence[Text], others: Sequence[Text]) -> bool:
-    """Whether two rows of prompts are equal, encoded once or anew."""
+    """Whether two lists of prompts have equal embeddings, encoded once or twice."""
     if len(some) != len(others):
         return False
     return all(a is b or np.array_equal(a.hidden, b.hidden) for a, b in zip(some, others, strict=True))

@@ -1,4 +1,4 @@
-"""The rectified flow's arithmetic: which timesteps, how far each step goes, which frames take part (spec 5.7)."""
+"""The rectified flow's arithmetic: the timesteps, the size of each step and its frames (docs/spec.md 5.7)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Step:
     step_size: float
     """(this timestep - the next) / 1000."""
     frame_mask: NDArray[np.bool_]
-    """(frame,) frames that are being generated; the others stand at t = 0 and keep their latents."""
+    """(frame,) frames that are generated; the others stay at t = 0 and keep their latents."""
     noise_mask: NDArray[np.bool_]
     """(frame,) frames that join at this step, noised to this timestep first."""
 
 
 def timesteps(n: int, height: int, width: int, frames: int, flow: FlowConfig) -> NDArray[np.float64]:
-    """Timesteps (step,) of ``n`` steps, falling from ``num_timesteps`` (spec 5.7).
+    """Timesteps (step,) of ``n`` steps, falling from ``num_timesteps`` (docs/spec.md 5.7).
 
     tau_i = 1 - i/n;  t_i = 1000 r tau_i / (1 + (r-1) tau_i)  with
     r = sqrt(height width / 512^2) sqrt(5 floor(frames/17)),  the second factor 1 for an image:
@@ -50,10 +50,10 @@ def timesteps(n: int, height: int, width: int, frames: int, flow: FlowConfig) ->
 def schedule(
     timesteps: Sequence[float] | NDArray[np.floating], mask: NDArray[np.floating], flow: FlowConfig = PUBLISHED
 ) -> list[Step]:
-    """The steps of one segment (spec 5.7).
+    """The steps of one segment (docs/spec.md 5.7).
 
-    ``mask`` (frame,) in [0, 1] says how much of each latent frame is made anew: 1 all of it, 0 none (kept as it is),
-    between: it joins once the timestep has fallen to 1000 mask. Frames with mask 1 start as pure noise and are not
+    ``mask`` (frame,) in [0, 1] says how much of each latent frame is generated: 1 is all of it, 0 keeps the frame, and
+    a frame between joins once the timestep has fallen to 1000 mask. Frames with mask 1 start as pure noise and are not
     noised again.
     """
     levels = flow.num_timesteps * np.asarray(mask, np.float64)

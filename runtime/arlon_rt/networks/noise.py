@@ -1,4 +1,4 @@
-"""All randomness of a generation: Philox streams on the host, so that a seed means the same on every backend."""
+"""All random numbers of a generation: Philox streams on the host, so that a seed gives the same on every backend."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def normal(seed: int, purpose: str, index: int, shape: tuple[int, ...]) -> NDArr
 
 
 def uniform(seed: int, purpose: str, index: int) -> float:
-    """One number in [0, 1), a float32 exactly, so that a graph sees the same number."""
+    """One number in [0, 1) that float32 holds exactly, so that a graph sees the same number."""
     return float(stream(seed, purpose, index).random(dtype=np.float32))

@@ -1,4 +1,4 @@
-"""The stages of one bundle, opened: the only place that knows which networks a bundle has and in which precision."""
+"""The networks of one bundle, opened: the one place that knows which of them it has and in which precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from arlon_rt.networks.vq import VQDecoder, VQEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class Networks:
-    """Every stage; `token_model`, `vq_decoder` and `vq_encoder` are ``None`` where the bundle has none."""
+    """Every network; `token_model`, `vq_decoder` and `vq_encoder` are ``None`` where the bundle has none."""
 
     text_encoder: TextEncoder
     token_model: TokenModel | None
@@ -37,7 +37,7 @@ class Networks:
         cls, bundle: Bundle, *, backend: str, device: str, precision: str | None, threads: int | None,
         trust_engines: bool = False, budget: Budget | None = None,
     ) -> Self:
-        """Open every graph of a bundle; when one fails, those before it are closed."""
+        """Open every graph of a bundle; when one fails, those opened before it are closed."""
         precision = precision or usual_precision(bundle, device)
         sessions = open_sessions(
             bundle, graph_specs(bundle.model), backend=backend, device=device, precision=precision, threads=threads,
@@ -52,7 +52,7 @@ class Networks:
 
     @classmethod
     def of(cls, bundle: Bundle, sessions: Mapping[str, Session], precision: str) -> Self:
-        """From sessions that are open already, one a graph."""
+        """From open sessions, one for each graph."""
         model = bundle.model
         return cls(
             text_encoder=TextEncoder(
@@ -78,6 +78,6 @@ class Networks:
 
 
 def usual_precision(bundle: Bundle, device: str) -> str:
-    """fp32 on a CPU, fp16 elsewhere, as far as the bundle has them."""
+    """fp32 on a CPU and fp16 elsewhere, or else the bundle's first precision."""
     usual = "fp32" if device == "cpu" else "fp16"
     return usual if usual in bundle.precisions else next(iter(bundle.precisions), usual)

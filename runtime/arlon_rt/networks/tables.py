@@ -1,4 +1,4 @@
-"""Position tables of the diffusion transformer, made on the host: sin-cos in space, rotary in time."""
+"""Position tables of the diffusion transformer, computed on the host: sin-cos in space, rotary in time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def position_table(
         hidden_size: channels; a multiple of 4.
         height, width: the requested video size in pixels, before any rounding to whole patches.
         input_sq_size: side in pixels at which ``scale`` is 1.
-        published_bf16: frequencies, pixel sizes and table rounded as the published bfloat16 run had them (spec 5.4).
+        published_bf16: frequencies, pixel sizes and table rounded as in the published bfloat16 run (docs/spec.md 5.4).
     """
     _require(hidden_size > 0 and hidden_size % 4 == 0, f"hidden_size is {hidden_size}; it must be a multiple of 4")
     _require(min(grid_height, grid_width) >= 1, f"the patch grid is {grid_height}x{grid_width}; 1x1 is the smallest")
@@ -62,15 +62,16 @@ def rotary_tables(
 ) -> tuple[Float32, Float32]:
     """Cosine and sine of ``frame * theta^(-2j / head_dim)``, each (frames, head_dim / 2).
 
-    Element j turns the interleaved pair of channels (2j, 2j + 1). Frames count from 0 in every segment (spec 5.3).
+    Element j turns the interleaved pair of channels (2j, 2j + 1). Frames count from 0 in every segment (docs/spec.md
+    5.3).
 
     Args:
         frames: latent frames of the segment.
         head_dim: width of one attention head; even.
         theta: base of the frequencies, 10,000 in Open-Sora v1.2.
         frequencies: radians a frame, head_dim / 2 of them, in place of those theta gives (`DiTConfig.rope_freqs`).
-        published_bf16: frequencies, their products with the frame number, cosines and sines rounded as the published
-            bfloat16 run had them (spec 5.4).
+        published_bf16: frequencies, their products with the frame number, cosines and sines rounded as in
+            the published bfloat16 run (docs/spec.md 5.4).
     """
     _require(frames >= 1, f"frames is {frames}; it must be 1 or more")
     _require(head_dim > 0 and head_dim % 2 == 0, f"head_dim is {head_dim}; it must be a positive even number")

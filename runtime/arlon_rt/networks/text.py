@@ -1,4 +1,4 @@
-"""The text stage: a prompt is cleaned, cut into T5's tokens and encoded."""
+"""The text encoder: a prompt is cleaned, cut into T5's tokens and encoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CACHED_PROMPTS = 8
 
 
 class Tokenizer:
-    """A sentencepiece model used as T5 does: special tokens in the text are themselves, ``</s>`` closes."""
+    """A sentencepiece model, used as T5 uses it: special tokens are read in the text, and ``</s>`` ends it."""
 
     def __init__(self, path: Path, vocab_size: int) -> None:
         """Open the model at ``path``.
@@ -45,11 +45,11 @@ class Tokenizer:
         self._special = re.compile(f"({'|'.join(map(re.escape, special))})")
 
     def encode(self, text: str, max_length: int) -> list[int]:
-        """Token ids, ``</s>`` at the end; text that is too long loses its last words."""
+        """Token ids that end with ``</s>``; a text that is too long loses its last words."""
         return [*self._tokens(text)[: max_length - 1], EOS]
 
     def lost(self, text: str, max_length: int) -> tuple[int, str]:
-        """How many tokens of a text `encode` leaves out, and the words they make."""
+        """How many tokens of a text `encode` leaves out, and their words."""
         ids = self._tokens(text)[max_length - 1 :]
         return len(ids), self._pieces.decode(ids)
 
@@ -61,14 +61,14 @@ class Tokenizer:
 
 
 class TextEncoder:
-    """The opened graph ``text_encoder`` with its tokenizer; remembers the last few prompts."""
+    """The opened graph ``text_encoder`` with its tokenizer; it remembers the last few prompts."""
 
     def __init__(self, session: Session, tokenizer: Tokenizer, config: TextConfig) -> None:
         self._session, self._tokenizer, self._config = session, tokenizer, config
         self._recent: OrderedDict[str, Text] = OrderedDict()
 
     def encode(self, prompt: str) -> Text:
-        """Encode a prompt.
+        """The embedding of a prompt.
 
         Raises:
             OptionsError: cleaning leaves no word of the prompt.
@@ -76,13 +76,13 @@ class TextEncoder:
         return self._encoded(self.caption(prompt))
 
     def encode_all(self, prompts: Sequence[str]) -> None:
-        """Encode the first of several prompts ahead, as many as are remembered beside the empty one."""
+        """Encode the empty prompt and the first of ``prompts``, as many as are remembered."""
         self.null()
         for prompt in prompts[: CACHED_PROMPTS - 1]:
             self.encode(prompt)
 
     def cut(self, prompt: str) -> PromptCut | None:
-        """What `encode` leaves out of a prompt that is too long; ``None`` where it fits."""
+        """The event for a prompt that is too long; ``None`` for one that fits."""
         max_length = self._config.max_length
         lost_tokens, lost_text = self._tokenizer.lost(self.caption(prompt), max_length)
         if not lost_tokens:
@@ -90,7 +90,7 @@ class TextEncoder:
         return PromptCut(prompt=prompt, max_tokens=max_length, lost_tokens=lost_tokens, lost_text=lost_text)
 
     def caption(self, prompt: str) -> str:
-        """The prompt as the encoder was trained on it: cleaned twice where the configuration says so.
+        """The prompt in the form that the encoder was trained on: cleaned twice where the configuration says so.
 
         Raises:
             OptionsError: no word is left.
@@ -101,7 +101,7 @@ class TextEncoder:
         return caption
 
     def null(self) -> Text:
-        """The empty prompt, which the token model's guidance steers away from."""
+        """The embedding of the empty prompt, which the token model's guidance steers away from."""
         return self._encoded("")
 
     def _encoded(self, caption: str) -> Text:

@@ -1,10 +1,10 @@
-"""Where a video's tokens come from: the token model (ar.py), or a grid that is there already."""
+"""Where a video's tokens come from: the token model (ar.py), or a whole grid from the caller."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +18,23 @@ OnToken = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenState:
-    """A token grid between two segments: what it takes to fill the caches again by the very same calls."""
+    """The token model's state between two segments: enough to fill its caches again by the same calls."""
 
     codes: tuple[int, ...]
-    """The newest ones, row-major, the window's all among them."""
+    """The newest codes, row-major; they include the whole window."""
     dropped: int
-    """How many came before them."""
+    """How many codes came before them."""
     window: int
-    """Index in the whole video of the window's first code."""
+    """Index in the video of the window's first code."""
     context: int
-    """Codes that were fed together when the window was opened."""
+    """How many codes were fed together when the window was opened."""
     fed: int
-    """Entries of the window's sequence, BOS first, that are in the caches; 0: a new window is about to be opened."""
+    """How many entries of the window's sequence, BOS first, are in the caches; 0 before a new window."""
+
+    @classmethod
+    def of(cls, tokens: NDArray[np.int64]) -> Self:
+        """The state after these tokens (1, code_frame, height, width), with empty caches."""
+        return cls(codes=tuple(tokens.flatten().tolist()), dropped=0, window=0, context=0, fed=0)
 
 
 class TokenSource(Protocol):
@@ -45,42 +50,42 @@ class TokenSource(Protocol):
         """The tokens (1, code_frame, height, width) of these code-frames."""
 
     def state(self) -> TokenState | None:
-        """Where `extend` has got to; ``None``: nothing depends on it."""
+        """The state after the last `extend`; ``None`` where nothing depends on it."""
 
     def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
-        """Go on from ``state`` of a source like this one, whose last `extend` had these ``texts``."""
+        """Go on from the ``state`` of another source of the kind, whose last `extend` had these ``texts``."""
 
 
-class GivenTokens:
-    """A video's tokens that are there already: another video's, or ones made by hand."""
+class TokenGrid:
+    """All tokens of a video, from the caller: they may be another video's, or written by hand."""
 
     guided = False
 
     def __init__(self, tokens: NDArray[np.integer], code_frames: int, height: int, width: int, num_codes: int) -> None:
-        """Check ``tokens`` (code_frame, height, width) against the video they are for.
+        """From ``tokens`` (code_frame, height, width), checked against the video.
 
         Raises:
-            OptionsError: they are no whole numbers, do not cover it, or are not all codes.
+            OptionsError: they are no whole numbers, do not cover the video, or are not all codes.
         """
-        given = np.asarray(tokens)
-        if not np.issubdtype(given.dtype, np.integer):
-            raise OptionsError(f"tokens are {given.dtype}; whole numbers are expected")
-        if given.ndim != 3 or given.shape[1:] != (height, width) or len(given) < code_frames:
-            raise OptionsError(f"tokens has shape {given.shape}; ({code_frames} or more, {height}, {width}) is needed")
-        if given.min() < 0 or given.max() >= num_codes:
-            raise OptionsError(f"tokens go from {given.min()} to {given.max()}; codes are 0 .. {num_codes - 1}")
-        self.tokens = given.astype(np.int64)
+        grid = np.asarray(tokens)
+        if not np.issubdtype(grid.dtype, np.integer):
+            raise OptionsError(f"tokens are {grid.dtype}; whole numbers are expected")
+        if grid.ndim != 3 or grid.shape[1:] != (height, width) or len(grid) < code_frames:
+            raise OptionsError(f"tokens has shape {grid.shape}; ({code_frames} or more, {height}, {width}) is needed")
+        if grid.min() < 0 or grid.max() >= num_codes:
+            raise OptionsError(f"tokens go from {grid.min()} to {grid.max()}; codes are 0 .. {num_codes - 1}")
+        self.codes = grid.astype(np.int64)
         """(code_frame, height, width)."""
 
     def extend(
         self, texts: Sequence[Text], code_frames: range, on_token: OnToken = lambda done, total: None
     ) -> NDArray[np.int64]:
-        """The tokens (1, code_frame, height, width) of these code-frames; the prompt has no say in them."""
-        return np.ascontiguousarray(self.tokens[None, code_frames.start : code_frames.stop])
+        """The tokens (1, code_frame, height, width) of these code-frames, whatever the texts."""
+        return np.ascontiguousarray(self.codes[None, code_frames.start : code_frames.stop])
 
     def state(self) -> None:
-        """There is none."""
+        """``None``: a grid has no state."""
         return None
 
     def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
-        """Nothing is to be done."""
+        """Does nothing: a grid has no state."""

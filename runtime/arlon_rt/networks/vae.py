@@ -1,4 +1,4 @@
-"""The video autoencoder's two graphs, chunk by chunk: latents to frames, frames to latents (spec 5.6)."""
+"""The video autoencoder, chunk by chunk: from latents to frames, from frames to latents (docs/spec.md 5.6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arlon_rt.config import VAEConfig
 
 
 def decoder_frame_index(num_frames: int, config: VAEConfig) -> NDArray[np.int64]:
-    """Which decoded frames of a chunk are real: the last ``num_frames``, after -num_frames mod stride of padding.
+    """Indices of a chunk's real frames among its decoded ones: the last ``num_frames``, after the padding.
 
     17 frames are 5 latents, which decode to 20 frames: 3 .. 19.
     """
@@ -21,7 +21,7 @@ def decoder_frame_index(num_frames: int, config: VAEConfig) -> NDArray[np.int64]
 
 
 def encoder_frame_index(num_frames: int, config: VAEConfig) -> NDArray[np.int64]:
-    """Which frame stands at each place of a padded chunk: 0 the zero frame, i + 1 frame i; padding comes first."""
+    """The frame at each place of a padded chunk: 0 is the zero frame, i + 1 is frame i; padding comes first."""
     return np.maximum(np.arange(_padded(num_frames, config), dtype=np.int64) + 1 - -num_frames % config.time_stride, 0)
 
 
@@ -36,20 +36,20 @@ class VAEDecoder:
         self._session, self._config = session, config
 
     def decode(self, latents: NDArray[np.float32], num_frames: int) -> Iterator[NDArray[np.uint8]]:
-        """Decode latents (1, channel, frame, height, width) that begin a chunk, yielding each chunk's frames.
+        """Each chunk's frames (frame, height, width, 3), RGB.
 
-        Frames are (frame, height, width, 3), RGB; ``num_frames`` says how many the latents stand for.
+        ``latents`` (1, channel, frame, height, width) begin with a chunk and stand for ``num_frames`` frames.
         """
         for chunk in range(self.chunks(latents)):
             yield self.decode_chunk(latents, chunk, num_frames)
 
     def chunks(self, latents: NDArray[np.float32]) -> int:
-        """How many chunks these latents are."""
+        """How many chunks the latents have."""
         frames: int = latents.shape[2]
         return math.ceil(frames / self._config.chunk_latents)
 
     def decode_chunk(self, latents: NDArray[np.float32], chunk: int, num_frames: int) -> NDArray[np.uint8]:
-        """The frames of one chunk alone; no chunk depends on another."""
+        """The frames of one chunk; no chunk depends on another."""
         size, chunk_frames = self._config.chunk_latents, self._config.chunk_frames
         frames = min(num_frames - chunk * chunk_frames, chunk_frames)
         outputs = self._session.run({
@@ -72,6 +72,6 @@ class VAEEncoder:
         return np.concatenate(chunks, axis=2)
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Latents (1, channel, frame, height, width), the posterior means of one chunk (frame, height, width, 3)."""
+        """Latents (1, channel, frame, height, width) of one chunk (frame, height, width, 3): the posterior means."""
         index = encoder_frame_index(len(frames), self._config)
         return np.asarray(self._session.run({"frames": np.ascontiguousarray(frames), "frame_index": index})["latents"])

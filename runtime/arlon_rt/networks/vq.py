@@ -1,4 +1,4 @@
-"""The latent VQ-VAE: a segment's tokens become its coarse latents, a clip's latents become tokens (spec 2)."""
+"""The latent VQ-VAE: from tokens to a segment's coarse latents, from a clip's latents to tokens (docs/spec.md 2)."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ class VQDecoder:
     ) -> NDArray[np.float32]:
         """Coarse latents (1, channel, frame, height, width) of the segment's window.
 
-        ``tokens`` (1, code_frame, code_height, code_width) are those of `Segment.code_frames`; they decode to a little
-        more than the window in time and space, which is cut off.
+        ``tokens`` (1, code_frame, code_height, code_width) are those of `Segment.code_frames`. They decode to a little
+        more than the window in time and space; the rest is cut off.
         """
         coarse: NDArray[np.float32] = np.asarray(self._session.run({"tokens": tokens})["coarse"])
-        wanted = segment.latents_of_codes(self.config.stride[0])
-        return np.ascontiguousarray(coarse[:, :, wanted, :latent_height, :latent_width])
+        window = segment.latents_of_codes(self.config.stride[0])
+        return np.ascontiguousarray(coarse[:, :, window, :latent_height, :latent_width])
 
 
 class VQEncoder:
     """The opened graph ``vq_encoder``."""
 
     def __init__(self, session: Session, config: VQConfig, window: int) -> None:
-        """``window`` latents are a segment, the most that is encoded at a time."""
+        """``window`` is the number of latents in a segment, the most that are encoded at once."""
         self._session, self.config, self._window = session, config, window
 
     def encode(self, latents: NDArray[np.float32]) -> NDArray[np.int64]:
         """Tokens (1, code_frame, row, column) of a clip's latents (1, channel, frame, height, width).
 
-        Sizes that the stride does not divide are padded by repeating the last frame, row or column. Longer clips are
-        encoded window by window, each with the codes before it in sight.
+        Sizes that the stride does not divide are padded by repeating the last frame, row or column. A longer clip
+        is encoded in windows that overlap by half.
         """
         stride = self.config.stride
         padding = [(0, -size % s) for size, s in zip(latents.shape[2:], stride, strict=True)]

@@ -1,4 +1,4 @@
-"""Where a command's frames go, by the name it is given: a video file, a folder of PNG frames, or standard output."""
+"""Targets for frames, chosen by name: a video file, a folder of PNG frames, or standard output."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from arlon_rt.errors import OutputError
-from arlon_rt.video.encoding import Quality, png
-from arlon_rt.video.writer import USUAL, PipeWriter, VideoWriter, check_writable
+from arlon_rt.video.encoding import DEFAULT_QUALITY, Quality, png
+from arlon_rt.video.writer import PipeWriter, VideoWriter, check_writable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 PIPE = "-"
+"""The target that stands for standard output."""
 
 
 class Sink(Protocol):
-    """Takes frames as they come."""
+    """Takes the frames of a video, in order. Use it as a context manager."""
 
     @property
     def frames_written(self) -> int: ...
@@ -37,10 +38,10 @@ class Sink(Protocol):
 
 
 class FrameFolder:
-    """Writes each frame as a PNG file, ``000000.png`` and on, into a folder that is made with the first one.
+    """Writes each frame as a PNG file, ``000000.png`` and on, into a folder that is created for the first one.
 
     Raises:
-        OutputError: from `write`, where a file cannot be written.
+        OutputError: a file cannot be written; raised by `write`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +61,7 @@ class FrameFolder:
             raise OutputError(f"output {str(self.folder)!r} cannot be written: {error.strerror or error}") from error
 
     def end_segment(self) -> None:
-        """Frames are whole as they are."""
+        """Nothing to do: each file is complete."""
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +73,7 @@ class FrameFolder:
 
 
 def is_folder(target: str) -> bool:
-    """Whether a target's name asks for PNG frames."""
+    """Whether the target is a folder of PNG frames: its name ends with a slash."""
     return target.endswith("/")
 
 
@@ -80,7 +81,7 @@ def check_sink(target: str) -> None:
     """Find out that ``target`` cannot be written before any work is done.
 
     Raises:
-        OutputError: it cannot; or it is a folder that is not empty, or a screen.
+        OutputError: it cannot be written, or is a folder that is not empty, or a terminal.
     """
     if target == PIPE:
         if sys.stdout.isatty():
@@ -96,10 +97,13 @@ def check_sink(target: str) -> None:
 
 
 def open_sink(
-    target: str, *, fps: float, height: int, width: int, metadata: Mapping[str, str], quality: Quality = USUAL,
-    resumed: int = 0,
+    target: str, *, fps: float, height: int, width: int, metadata: Mapping[str, str],
+    quality: Quality = DEFAULT_QUALITY, resumed: int = 0,
 ) -> Sink:
-    """Open ``target``; the other arguments are those of `VideoWriter`."""
+    """The sink of ``target``: a file, a folder whose name ends with a slash, or `PIPE`.
+
+    The other arguments are as for `VideoWriter`; a pipe and a folder cannot be resumed.
+    """
     if target == PIPE:
         return PipeWriter(
             sys.stdout.buffer, fps=fps, height=height, width=width, metadata=metadata, quality=quality

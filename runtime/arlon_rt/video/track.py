@@ -1,4 +1,4 @@
-"""The one video track of a file: encoded segment by segment, or taken over from an unfinished file."""
+"""The one video track of a file: frames are encoded segment by segment, or packets copied from an unfinished file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BITEXACT = {"fflags": "+bitexact", "flush_packets": "1"}
-"""No version strings and no times."""
+"""Options that keep version strings and times out of the file, and write each packet at once."""
 
 
 class Target(Protocol):
-    """What takes the file's bytes where there is no path."""
+    """Takes the bytes of a file that has no path."""
 
-    def write(self, part: bytes) -> int: ...
+    def write(self, content: bytes) -> int: ...
 
 
 class Track:
-    """The one video track of a container, encoded segment by segment."""
+    """The one video track of a container.
+
+    Args:
+        target: the file, or what takes its bytes.
+        kind: suffix of the file name, a key of `ENCODERS`.
+        options: of FFmpeg's muxer.
+        height, width: of the frames in pixels.
+    """
 
     def __init__(
         self, target: Path | Target, kind: str, options: Mapping[str, str], *, height: int, width: int,
@@ -76,7 +83,7 @@ class Track:
             self._container.close()
 
     def take_over(self, before: Path, frames: int) -> None:
-        """Copy the packets of the first ``frames`` frames, not encoded anew."""
+        """Copy the packets of the first ``frames`` frames from the file ``before``; nothing is encoded again."""
         import av
 
         with av.open(before) as old:
@@ -107,7 +114,7 @@ class Track:
 
 
 def _with_start_codes(packet: bytes) -> bytes:
-    """H.264 units as x264 gives them, a start code before each, from those of an MP4, a length before each."""
+    """A packet of an MP4 as x264 writes it: a start code before each H.264 unit in place of its length."""
     units, at = [], 0
     while at < len(packet):
         end = at + 4 + int.from_bytes(packet[at : at + 4], "big")

@@ -1,8 +1,8 @@
-"""Frames in, an MP4 (or a WebM) out: written as it is made, identical for identical input, playable when cut short.
+"""Writers of MP4 and WebM: frames are written as they come, and a file that is cut short plays.
 
-The metadata carries no time. The file grows under ``<name>.part`` and takes its name only when it is complete, or
-when the caller stops it on purpose. Segments are encoded each by itself, so that a file that was cut short goes on with
-the packets it has.
+The same frames give the same bytes; the metadata carries no time. A file grows under ``<name>.part`` and takes its name
+when it is complete, or when the caller stops it on purpose. Each segment is encoded by itself, so that a file that was
+cut short can be resumed with the packets it has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 import numpy as np
 
 from arlon_rt.errors import Cancelled, OutputError
-from arlon_rt.video.encoding import Quality
+from arlon_rt.video.encoding import DEFAULT_QUALITY, Quality
 from arlon_rt.video.track import Track
 
 if TYPE_CHECKING:
@@ -29,16 +29,15 @@ CONTAINERS = {
     ".mp4": {"movflags": "+hybrid_fragmented+frag_keyframe"},
     ".webm": {},
 }
-USUAL = Quality()
 STDOUT = Path("-")
-"""What a pipe is called in errors."""
+"""The name of a pipe in errors."""
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Find out that ``path`` cannot be written before any work is done.
+    """Find out that ``path`` cannot be written, before any work is done.
 
     Raises:
-        OutputError: it is neither ``.mp4`` nor ``.webm``, its folder is missing, or a file cannot be made there.
+        OutputError: it is neither ``.mp4`` nor ``.webm``, its folder is missing, or no file can be created in it.
     """
     path = Path(path)
     with _reporting(path):
@@ -55,12 +54,12 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise OutputError(f"output {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
         if path.exists() and not os.access(path, os.W_OK):
             raise OutputError(f"output {str(path)!r} exists and is read-only; name another file")
-        part = part_of(path)
-        if part.exists():   # of a video that was cut short, and may go on
-            part.open("ab").close()
+        unfinished = unfinished_path(path)
+        if unfinished.exists():   # of a video that was cut short, and may be resumed
+            unfinished.open("ab").close()
         else:
-            part.open("wb").close()
-            part.unlink()
+            unfinished.open("wb").close()
+            unfinished.unlink()
 
 
 @contextlib.contextmanager
@@ -74,8 +73,8 @@ def _reporting(path: Path) -> Iterator[None]:
         raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
-def part_of(path: Path) -> Path:
-    """Where the file grows until it is complete: ``<name>.part`` beside it."""
+def unfinished_path(path: Path) -> Path:
+    """The file that grows until ``path`` is complete: ``<name>.part`` beside it."""
     return path.with_name(path.name + ".part")
 
 
@@ -83,12 +82,12 @@ class VideoWriter:
     """Writes frames to an MP4 or a WebM as they come; use it as a context manager.
 
     * Left normally: the file is complete under its own name.
-    * Left by an interrupt (KeyboardInterrupt, SystemExit, `Cancelled`): what was written is completed the same way.
-    * Left by an error: the final name is not touched; frames that were written stay, playable, under ``<name>.part``.
-    * Without a single frame nothing is left, however it ends.
+    * Left by an interrupt (KeyboardInterrupt, SystemExit, `Cancelled`): the file is completed in the same way.
+    * Left by an error: the final name is not touched; the frames so far stay, playable, under ``<name>.part``.
+    * Without a single frame no file is left, however it ends.
 
-    A process that is killed outright leaves a fragmented file that still plays under ``<name>.part``; it holds every
-    segment but the last that `end_segment` was called for.
+    A process that is killed leaves a fragmented file under ``<name>.part``, which plays. It holds all segments for
+    which `end_segment` was called but the last.
 
     Args:
         path: the file to write, ``.mp4`` (H.264) or ``.webm`` (VP9); an existing file is replaced, at the end and in
@@ -97,9 +96,9 @@ class VideoWriter:
         height, width: of the frames in pixels. Odd sizes are made even by repeating the last row or column.
         metadata: container tags, e.g. ``title`` and ``comment``.
         quality: how frames are encoded.
-        resumed: go on with the first so many frames of an MP4 that was cut short, ``<name>.part`` or else
-            ``<name>``; a segment ended there. The file is as if it had been written in one go, and what was there
-            stays until it is taken over.
+        resumed: number of frames to keep of an MP4 that was cut short, ``<name>.part`` or else ``<name>``; a segment
+            must end with them. The result is the same as without a break. The earlier file stays until its frames
+            are copied.
 
     Raises:
         OutputError: the file cannot be written; also from `write` and `close`.
@@ -113,18 +112,18 @@ class VideoWriter:
         height: int,
         width: int,
         metadata: Mapping[str, str] | None = None,
-        quality: Quality = USUAL,
+        quality: Quality = DEFAULT_QUALITY,
         resumed: int = 0,
     ) -> None:
         self.path = Path(path)
-        self.part = part_of(self.path)
-        before = self.part if self.part.exists() else self.path
+        self.unfinished = unfinished_path(self.path)
+        before = self.unfinished if self.unfinished.exists() else self.path
         if not resumed:
             check_writable(path)
         kind, self._closed = self.path.suffix.lower(), False
-        self._growing = self.part.with_name(self.part.name + ".new") if resumed else self.part
+        self._growing = self.unfinished.with_name(self.unfinished.name + ".new") if resumed else self.unfinished
         with _reporting(self.path):
-            self._growing.touch()   # FFmpeg makes the file at the first packet; a header without packets crashes it
+            self._growing.touch()   # FFmpeg creates the file at the first packet; a header without packets crashes it
             self._track = Track(
                 self._growing, kind, CONTAINERS[kind], height=height, width=width, fps=fps, quality=quality,
                 metadata=metadata or {},
@@ -146,14 +145,14 @@ class VideoWriter:
             self._track.write(frames)
 
     def end_segment(self) -> None:
-        """Close the group of pictures: later frames are encoded as if these had never been."""
+        """Close the group of pictures: later frames are encoded independently of these."""
         with _reporting(self.path):
             self._track.end_segment()
-            if self._growing != self.part:
-                self._growing = self._growing.replace(self.part)   # it holds all that the old one held
+            if self._growing != self.unfinished:
+                self._growing = self._growing.replace(self.unfinished)   # it holds all frames of the old one
 
     def close(self) -> None:
-        """Finish the file and give it its name. Without a frame, remove it."""
+        """Complete the file and give it its final name; without a frame, remove it."""
         if self._closed:
             return
         if not self.frames_written:
@@ -161,10 +160,10 @@ class VideoWriter:
             return
         self._finish()
         with _reporting(self.path):
-            self.part.replace(self.path)
+            self.unfinished.replace(self.path)
 
     def abort(self) -> None:
-        """Stop and remove what was written; the final name is not touched."""
+        """Stop and remove the unfinished file; the final name is not touched."""
         if not self._closed:
             self._closed = True
             with contextlib.suppress(OSError):
@@ -200,11 +199,12 @@ class VideoWriter:
 class PipeWriter:
     """Writes frames as a fragmented MP4 to a stream that cannot seek, e.g. a player's standard input.
 
-    A fragment leaves with each segment, and every two seconds. Use it as a context manager; the stream stays open.
+    A fragment is written at the end of each segment and every two seconds. Use it as a context manager; the stream
+    stays open.
 
     Args:
-        stream: where the bytes go.
-        fps, height, width, metadata, quality: as of `VideoWriter`.
+        stream: takes the bytes.
+        fps, height, width, metadata, quality: as for `VideoWriter`.
 
     Raises:
         OutputError: the stream cannot be written.
@@ -212,7 +212,7 @@ class PipeWriter:
 
     def __init__(
         self, stream: BinaryIO, *, fps: float, height: int, width: int, metadata: Mapping[str, str] | None = None,
-        quality: Quality = USUAL,
+        quality: Quality = DEFAULT_QUALITY,
     ) -> None:
         self._gone = False
         live = {"movflags": "+empty_moov+default_base_moof+frag_keyframe"}
@@ -250,7 +250,7 @@ class PipeWriter:
 
     @contextlib.contextmanager
     def _unless_gone(self) -> Iterator[None]:
-        """Remember that the stream takes nothing any more."""
+        """Remember when the stream takes no more bytes."""
         try:
             with _reporting(STDOUT):
                 yield
@@ -260,12 +260,12 @@ class PipeWriter:
 
 
 class _Unseekable:
-    """A stream as the muxer may use it: written, each fragment at once."""
+    """A stream with nothing but `write`, which passes each fragment on at once."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
-    def write(self, part: bytes) -> int:
-        written = self._stream.write(part)
+    def write(self, content: bytes) -> int:
+        written = self._stream.write(content)
         self._stream.flush()
         return written

@@ -18,9 +18,9 @@ import pytest
 from arlon_rt.cli import main
 from arlon_rt.cli.generate import Stop
 from arlon_rt.errors import Cancelled
-from arlon_rt.recording import snapshot_of
+from arlon_rt.recording import snapshot_path
 from arlon_rt.video import VideoWriter
-from arlon_rt.video.writer import part_of
+from arlon_rt.video.writer import unfinished_path
 from stored_video import read_video
 
 PROMPT = "a red circle moves right"
@@ -82,7 +82,7 @@ def test_after_an_error_it_says_how_to_go_on(
         stop_at(patch, 119, OSError(28, "No space left on device"))
         with pytest.raises(OSError, match="No space"):
             main(request(folder, path))
-    assert len(read_video(part_of(path)).frames) == 119
+    assert len(read_video(unfinished_path(path)).frames) == 119
     assert main(resume(folder, path)) == 0
     assert path.read_bytes() == whole.read_bytes()
     assert os.listdir(tmp_path) == ["out.mp4"]
@@ -99,27 +99,28 @@ def test_stopped_twice_it_still_goes_on(folder: Path, whole: Path, tmp_path: Pat
 
 
 def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """Killed 20 times after some events: in every stage, and while it copies what an earlier run made."""
+    """Killed 20 times after some events: in every network, and while it copies what an earlier run made."""
     draw, path, whole, frames = random.Random(5), tmp_path / "out.mp4", tmp_path / "whole.mp4", 68 + 51 * 90
     assert main([*request(folder, whole, frames=frames), "--quiet"]) == 0
     expected = read_video(whole).frames
-    command, resumed, stages = request(folder, path, frames=frames), 0, set()
+    command, resumed, seen = request(folder, path, frames=frames), 0, set()
     for _ in range(20):
         process = [sys.executable, "-m", "arlon_rt.cli", *command, "--json"]
         with subprocess.Popen(process, stdout=subprocess.PIPE) as run:
             assert run.stdout is not None
             for _ in range(draw.randrange(1, 250)):
                 line = run.stdout.readline()
-            stages.add(json.loads(line).get("stage"))
+            event = json.loads(line)
+            seen.add(event.get("network", event["event"]))
             run.send_signal(signal.SIGKILL)
         assert run.returncode == -signal.SIGKILL
-        if not snapshot_of(str(path)).exists():
+        if not snapshot_path(str(path)).exists():
             continue
-        shown = read_video(part_of(path)).frames   # what is there plays, and is the beginning of the video
+        shown = read_video(unfinished_path(path)).frames   # what is there plays, and is the beginning of the video
         assert np.array_equal(shown, expected[: len(shown)])
         command, resumed = resume(folder, path), resumed + 1
     assert resumed >= 12
-    assert {"ar", "dit", "vae", "video"} <= stages
+    assert {"ar", "dit", "vae", "frames_written"} <= seen
     assert main(command) == 0
     assert path.read_bytes() == whole.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["out.mp4", "whole.mp4"]
@@ -134,7 +135,7 @@ def test_a_full_disk_keeps_what_is_needed_to_go_on(folder: Path, whole: Path, tm
     try:
         path = disk / "out.mp4"
         assert main(request(folder, path)) == 2
-        assert snapshot_of(str(path)).is_file()
+        assert snapshot_path(str(path)).is_file()
         kept = tmp_path / "kept"
         shutil.copytree(disk, kept)
     finally:
@@ -184,7 +185,7 @@ def test_json_says_how_to_go_on(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert lines[0]["first_frame"] == 119
     assert lines[-1]["resume"] is None
     assert lines[-1]["num_frames"] == FRAMES
-    assert set(lines[-1]["stage_seconds"]) == {"text", "ar", "vq", "dit", "vae"}
+    assert set(lines[-1]["network_seconds"]) == {"text", "ar", "vq", "dit", "vae"}
     assert lines[-1]["peak_memory_bytes"] > 1 << 20
     finished = lines[-2]
     assert finished["event"] == "finished"
@@ -209,13 +210,13 @@ def test_the_same_request_is_not_begun_anew_by_accident(
     told = capsys.readouterr().err
     assert "this very video was begun before and stopped; go on with: arlon-rt generate --resume -o" in told
     assert stopped.read_bytes() == before
-    snapshot_of(str(stopped)).unlink()
+    snapshot_path(str(stopped)).unlink()
     assert main(request(folder, stopped)) == 0
 
 
 def test_another_request_takes_the_name(folder: Path, stopped: Path) -> None:
     assert main(request(folder, stopped, "--steps", "1")) == 0
-    assert not snapshot_of(str(stopped)).exists()
+    assert not snapshot_path(str(stopped)).exists()
 
 
 @pytest.mark.parametrize(("more", "said"), [
@@ -230,7 +231,7 @@ def test_nothing_may_change_on_resume(
     capsys.readouterr()
     assert main(resume(folder, stopped, *more)) == 2
     assert said in capsys.readouterr().err
-    assert snapshot_of(str(stopped)).exists()
+    assert snapshot_path(str(stopped)).exists()
 
 
 def test_without_a_video_to_go_on_with_it_says_so(
@@ -247,7 +248,7 @@ def test_a_video_whose_file_is_gone_is_one_line(
     capsys.readouterr()
     assert main(resume(folder, stopped)) == 2
     assert "out.mp4" in capsys.readouterr().err
-    assert snapshot_of(str(stopped)).exists()
+    assert snapshot_path(str(stopped)).exists()
 
 
 def test_a_signal_stops_before_the_model_is_asked_again() -> None:

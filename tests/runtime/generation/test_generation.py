@@ -1,4 +1,4 @@
-"""A generation steered while it runs: brakes, prompts, snapshots, stages on threads of their own."""
+"""A generation steered while it runs: brakes, prompts, lanes on threads of their own, and what it reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from arlon_rt import Cancelled, GenerateOptions, OptionsError, Pipeline
 from arlon_rt.events import ChunkReady, Event, Failed, Finished, Progress, Started
-from arlon_rt.generation import Ahead
+from arlon_rt.generation import Ahead, Work
 from watched import watched
 
 PROMPT, OTHER = "a red circle moves right", "yellow triangle"
@@ -51,41 +51,41 @@ def wait_until(true: Callable[[], bool]) -> None:
 # -- overlap ---------------------------------------------------------------------------------------------------------
 
 
-def test_overlapped_stages_make_the_same_frames(pipeline: Pipeline, usual: np.ndarray) -> None:
+def test_overlapped_lanes_make_the_same_frames(pipeline: Pipeline, usual: np.ndarray) -> None:
     events: list[Event] = []
     frames = pipeline.generate(PROMPT, OPTIONS, overlap=True, on_event=events.append).frames
     assert np.array_equal(frames, usual)
-    last = {(e.segment, e.stage): e for e in events if isinstance(e, Progress)}
-    assert {stage for _, stage in last} == {"text", "ar", "vq", "dit", "vae"}
+    last = {(e.segment, e.network): e for e in events if isinstance(e, Progress)}
+    assert {network for _, network in last} == {"text", "ar", "vq", "dit", "vae"}
     assert all(e.done == e.total for e in last.values())
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Finished)
 
 
-def test_each_segment_passes_its_stages_in_order(pipeline: Pipeline) -> None:
+def test_each_segment_goes_through_the_networks_in_order(pipeline: Pipeline) -> None:
     order: list[tuple[str, int]] = []
 
     def note(event: Event) -> None:
         if isinstance(event, Progress) and event.done == event.total:
-            order.append((event.stage, event.segment))
+            order.append((event.network, event.segment))
 
     pipeline.generate(PROMPT, OPTIONS, overlap=True, on_event=note)
     for segment in range(4):
-        mine = [stage for stage, s in order if s == segment]
-        assert mine == ["text", "ar", "vq", "dit", "vae"]
+        networks = [network for network, s in order if s == segment]
+        assert networks == ["text", "ar", "vq", "dit", "vae"]
 
 
 def test_a_slow_reader_slows_the_work(pipeline: Pipeline) -> None:
     seen: list[int] = []
 
     def note(event: Event) -> None:
-        if isinstance(event, Progress) and event.stage == "text":
+        if isinstance(event, Progress) and event.network == "text":
             seen.append(event.segment)
 
     chunks = pipeline.stream(PROMPT, GenerateOptions(num_frames=68 + 51 * 8), overlap=True, on_event=note)
     next(chunks)
     time.sleep(0.5)
-    assert max(seen) <= 4, "one segment in each stage's hands and one before each"
+    assert max(seen) <= 4, "one segment in each lane and one before each"
     chunks.close()
 
 
@@ -107,7 +107,7 @@ def test_items_are_made_ahead_but_no_further_than_the_depth() -> None:
     assert list(ahead) == []
 
 
-def test_what_a_stage_raises_comes_out_where_its_items_are_taken() -> None:
+def test_what_a_lane_raises_comes_out_where_its_items_are_taken() -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise ValueError("broken")
@@ -123,12 +123,12 @@ def test_what_a_stage_raises_comes_out_where_its_items_are_taken() -> None:
 # -- brakes ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["text", "ar", "vq", "dit", "vae"])
-def test_a_cancelled_generation_ends_within_one_unit_of_work(pipeline: Pipeline, overlap: bool, stage: str) -> None:
+@pytest.mark.parametrize("network", ["text", "ar", "vq", "dit", "vae"])
+def test_a_cancelled_generation_ends_within_one_unit_of_work(pipeline: Pipeline, overlap: bool, network: str) -> None:
     after: list[Progress] = []
 
     def cancel(event: Event) -> None:
-        if after or (isinstance(event, Progress) and event.stage == stage and event.segment == 1):
+        if after or (isinstance(event, Progress) and event.network == network and event.segment == 1):
             generation.cancel()
             after.append(event)
 
@@ -136,7 +136,7 @@ def test_a_cancelled_generation_ends_within_one_unit_of_work(pipeline: Pipeline,
     with pytest.raises(Cancelled):
         list(generation)
     assert not any(isinstance(e, Failed) for e in after)
-    assert len(after) <= (4 if overlap else 2), "each stage may finish what is under way"
+    assert len(after) <= (4 if overlap else 2), "each lane may finish what is under way"
     assert len(pipeline.generate(PROMPT).frames) == 17
 
 
@@ -189,7 +189,7 @@ def test_a_dropped_iterator_ends_its_threads(pipeline: Pipeline, overlap: bool) 
 
 def test_a_callback_that_raises_ends_the_generation(pipeline: Pipeline, overlap: bool) -> None:
     def broken(event: Event) -> None:
-        if isinstance(event, Progress) and event.stage == "dit":
+        if isinstance(event, Progress) and event.network == "dit":
             raise RuntimeError("no room on the screen")
 
     with pytest.raises(RuntimeError, match="no room"):
@@ -261,7 +261,9 @@ def test_a_preview_shows_each_segment_before_it_is_denoised(
     assert ready == [(c.index, c.draft) for c in chunks]
     finished = events[-1]
     assert isinstance(finished, Finished)
-    assert finished.stage_seconds["draft"] > 0
+    assert set(finished.network_seconds) == {"text", "ar", "vq", "dit", "vae"}
+    shown = [(e.segment, e.draft) for e in events if isinstance(e, Progress) and e.network == "vae"]
+    assert sorted(shown) == sorted((c.segment, c.draft) for c in chunks)
 
 
 def test_a_draft_is_the_tokens_decoded(pipeline: Pipeline) -> None:
@@ -319,9 +321,9 @@ def test_the_last_event_says_where_the_time_went(pipeline: Pipeline, overlap: bo
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert 0 < finished.first_chunk_seconds < finished.wall_seconds
-    assert set(finished.stage_seconds) == {"text", "ar", "vq", "dit", "vae"}
+    assert set(finished.network_seconds) == {"text", "ar", "vq", "dit", "vae"}
     if not overlap:
-        assert sum(finished.stage_seconds.values()) < finished.wall_seconds
+        assert sum(finished.network_seconds.values()) < finished.wall_seconds
     video = OPTIONS.resolved(pipeline.bundle)
     assert finished.real_time_factor == pytest.approx(video.num_frames / video.fps / finished.wall_seconds)
     assert finished.peak_memory_bytes is not None
@@ -334,6 +336,23 @@ def test_a_short_first_segment_comes_first(pipeline: Pipeline, first: int) -> No
     chunks = list(pipeline.stream(PROMPT, options))
     assert [c.segment for c in chunks][: first // 17 + 1] == [0] * (first // 17) + [1]
     assert sum(len(c.frames) for c in chunks) == 120
+
+
+def test_all_texts_may_be_encoded_before_another_network_runs(folder: Path) -> None:
+    """So that a text encoder that is not resident is loaded once: for the negative and the empty prompt, too."""
+    watched_pipeline, calls = watched(folder)
+    encoded: list[int] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Progress):
+            encoded.append(len(calls["text_encoder"]))
+
+    options = dataclasses.replace(OPTIONS, negative_prompt="green square", ar_guidance_scale=2.0)
+    with watched_pipeline:
+        request = watched_pipeline._requests.checked([(0, PROMPT), (68 / 24, OTHER)], options)
+        networks, model = watched_pipeline._networks, watched_pipeline.bundle.model
+        list(Work(networks, model, request, note, all_texts_first=True).run())
+    assert set(encoded) == {4}, "two prompts, the negative and the empty one, and none later"
 
 
 def test_a_prompt_that_is_encoded_anew_changes_nothing(pipeline: Pipeline, usual: np.ndarray) -> None:

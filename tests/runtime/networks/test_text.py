@@ -1,4 +1,4 @@
-"""The text stage: T5's token ids, caption cleaning, encoding at true length."""
+"""The text encoder: T5's token ids, caption cleaning, encoding at true length."""
 
 from __future__ import annotations
 

@@ -179,12 +179,12 @@ def test_tokens_are_written_many_at_once_and_told_one_by_one(folder: Path, gpu: 
         pipeline.generate(PROMPT, OPTIONS, on_event=lambda event: told.append(event))
     steps_run = sum(graph == "ar_step" for graph, _, _ in fake.ran) / 3
     assert waits < steps_run / 2
-    done = [event.done for event in told if getattr(event, "stage", "") == "ar"]
+    done = [event.done for event in told if getattr(event, "network", "") == "ar"]
     assert done[:8] == list(range(1, 9)), "progress is of single tokens"
     assert AT_ONCE > 1
 
 
-def test_a_stage_reads_what_another_stage_s_stream_has_still_to_write(folder: Path, gpu: Gpu, fake: FakeGpu) -> None:
+def test_a_lane_reads_what_another_lane_s_stream_has_still_to_write(folder: Path, gpu: Gpu, fake: FakeGpu) -> None:
     caption, prefix = opened(gpu, folder, "caption"), opened(gpu, folder, "ar_prefix")
     hidden = np.ones((1, 6, TINY.text.d_model), np.float32)
     empty = {n: v for n, v in step_feed().items() if n.startswith(("key", "value"))}

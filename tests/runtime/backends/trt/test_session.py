@@ -1,4 +1,4 @@
-"""The TensorRT backend's own logic, on a GPU that is not there: same results, memory shared and given back."""
+"""The TensorRT backend on a stand-in for a GPU: the same results, and memory that is shared and freed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arlon_rt.backends.trt import Gpu
 from arlon_rt.backends.trt.session import TrtHandle
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BackendError, BundleError
-from arlon_rt.graphs import STAGE_OF
+from arlon_rt.graphs import LANE_OF
 from fake_gpu import FakeGpu
 from tiny_bundle import TINY
 from trt_sessions import opened, pipeline_of, step_feed
@@ -31,12 +31,12 @@ def test_a_whole_video_is_the_one_of_onnx_runtime(folder: Path, gpu: Gpu, precis
         assert np.array_equal(pipeline.generate(PROMPT, OPTIONS, overlap=overlap).frames, expected)
 
 
-def test_stages_have_streams_of_their_own_and_share_what_they_can(folder: Path, gpu: Gpu, fake: FakeGpu) -> None:
+def test_lanes_have_streams_of_their_own_and_share_what_they_can(folder: Path, gpu: Gpu, fake: FakeGpu) -> None:
     with pipeline_of(gpu, folder, "fp32") as pipeline:
         pipeline.generate(PROMPT, OPTIONS)
         streams: dict[str, set[int]] = {}
         for graph, stream, _ in fake.ran:
-            streams.setdefault(STAGE_OF[Bundle.open(folder).spec(graph).network], set()).add(stream)
+            streams.setdefault(LANE_OF[Bundle.open(folder).spec(graph).network], set()).add(stream)
         assert [len(found) for found in streams.values()] == [1, 1, 1]
         assert len(set.union(*streams.values())) == 3
         lanes = {id(session._lane) for session in pipeline._networks.sessions.values()}
@@ -111,7 +111,7 @@ def test_what_was_uploaded_may_change_at_once(folder: Path, gpu: Gpu) -> None:
     session.close()
 
 
-def test_what_another_stage_wrote_is_waited_for(folder: Path, gpu: Gpu) -> None:
+def test_what_another_lane_wrote_is_waited_for(folder: Path, gpu: Gpu) -> None:
     caption, step = opened(gpu, folder, "caption"), opened(gpu, folder, "ar_prefix")
     hidden = np.ones((1, 6, TINY.text.d_model), np.float32)
     elsewhere = caption.upload("last_hidden_state", hidden)
@@ -143,38 +143,12 @@ def test_errors_name_the_graph_and_what_tensorrt_says(folder: Path, gpu: Gpu) ->
     feed = {"tokens": np.zeros((1, 5, 2, 2), np.int64)}
     with pytest.raises(BackendError, match="vq_decoder: the engine did not run: an illegal memory access"):
         session.run(feed)
-    with pytest.raises(BackendError, match="cannot hold frames"):
-        session.run(feed, hold=["frames"])
-    with pytest.raises(BackendError, match="there is no such input"):
-        session.upload("codes", feed["tokens"])
-    with pytest.raises(BackendError, match="tokens is a Elsewhere of another backend"):
-        session.run({"tokens": Elsewhere()})
-    session.close()
-    session.close()
-    with pytest.raises(BackendError, match="the session is closed"):
-        session.run(feed)
-
-
-class Elsewhere:
-    """A handle of another backend."""
-
-    shape, dtype = (1, 5, 2, 2), np.dtype(np.int64)
-
-    def numpy(self) -> np.ndarray:
-        return np.zeros(self.shape, self.dtype)
-
-
-def test_values_that_half_precision_cannot_hold_are_an_error(folder: Path, gpu: Gpu) -> None:
-    session = opened(gpu, folder, "caption", "fp16")
-    hidden = np.full((1, 4, TINY.text.d_model), 1e6, np.float32)
-    with pytest.raises(BackendError, match="last_hidden_state has values too large for float16; use fp32"):
-        session.run({"last_hidden_state": hidden, "use_null": np.array([False])})
     session.close()
 
 
 @pytest.mark.parametrize(("graph", "changed", "said"), [
-    ("vq_decoder", {"lost": "coarse"}, "the engine of vq_decoder has tokens; the contract has tokens, coarse"),
-    ("caption", {"wide": "last_hidden_state"}, "last_hidden_state of the engine of caption is float32"),
+    ("vq_decoder", {"lost": "coarse"}, "the engine of vq_decoder does not fit .*: outputs are none; the contract has"),
+    ("caption", {"wide": "last_hidden_state"}, "engine of caption does not fit .*: input last_hidden_state is float32"),
     ("ar_step", {"copied": "key_0_out"}, "key_0_out of the engine of ar_step does not share the memory of key_0"),
 ])
 def test_an_engine_that_is_not_the_contract_s_is_refused(
