@@ -250,10 +250,11 @@ class Recording:
                 target = self.preview if chunk.draft else self.output
                 if chunk.draft not in sinks and target:
                     height, width = chunk.frames.shape[1:3]
-                    sinks[chunk.draft] = stack.enter_context(open_sink(
+                    sinks[chunk.draft] = sink = open_sink(
                         target, fps=self.resolved.fps, height=height, width=width, metadata=self.metadata(),
                         quality=self.quality, resumed=self._first_frame,
-                    ))
+                    )
+                    stack.enter_context(sink)
                 sinks[chunk.draft].write(chunk.frames)
                 if chunk.draft:
                     continue

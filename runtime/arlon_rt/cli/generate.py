@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from arlon_rt.cli.arguments import (
@@ -22,7 +22,6 @@ from arlon_rt.cli.arguments import (
 )
 from arlon_rt.cli.display import Display, choose, print_json
 from arlon_rt.cli.footage import add_footage, read_footage
-from arlon_rt.cli.plan import show_plan
 from arlon_rt.errors import ArlonError, Cancelled, OptionsError
 from arlon_rt.events import Event
 from arlon_rt.recording import Recording, Summary
@@ -83,12 +82,16 @@ class Generate:
 
     def run(self, args: argparse.Namespace) -> int:
         if args.dry_run:
-            return show_plan(args)
+            from arlon_rt.cli.plan import show_plan
+
+            show_plan(args)
+            return 0
         if args.output is None:
             raise OptionsError("there is no output; name the video to write, e.g. -o out.mp4")
         if args.json and args.output == PIPE:
             raise OptionsError("output is '-' and events are JSON lines; both are standard output: leave one out")
         recording = resumed(args) if args.resume else begun(args)
+        recording.prepare()
         stopped = False
         with Stop() as stop:
             try:
@@ -106,7 +109,7 @@ class Generate:
 
 
 def begun(args: argparse.Namespace) -> Recording:
-    """The recording of a new video, its files checked."""
+    """The recording of a new video."""
     timeline = read_prompts(args)
     bundle = open_bundle(args)
     options = read_options(args, bundle)
@@ -120,18 +123,15 @@ def begun(args: argparse.Namespace) -> Recording:
             f"this very video was begun before and stopped; go on with: {resume_command(args)}, or delete "
             f"{recording.snapshot_path} to begin anew"
         )
-    recording.prepare()
     return recording
 
 
 def resumed(args: argparse.Namespace) -> Recording:
-    """The recording of a video that was stopped, its files checked."""
+    """The recording of a video that was stopped."""
     asked = [name for name, value in vars(args).items() if name not in OF_ANY_RUN and value is not None]
     if asked:
         raise OptionsError(f"{', '.join(asked)} cannot change on --resume; leave out all but -o and --bundle")
-    recording = Recording.resume(args.output, open_bundle(args), **how(args))
-    recording.prepare()
-    return recording
+    return Recording.resume(args.output, open_bundle(args), **how(args))
 
 
 def how(args: argparse.Namespace) -> dict[str, Any]:
@@ -212,9 +212,7 @@ class Stop:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

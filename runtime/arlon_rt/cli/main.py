@@ -12,7 +12,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NoReturn, Protocol
 
@@ -80,14 +79,14 @@ def _dispatch(argv: list[str]) -> int:
 
         print(f"{DISTRIBUTION} {installed_version()}")
         return 0
-    command = _load(name)
-    parser = Parser(prog=f"{DISTRIBUTION} {name}", description=command.help, allow_abbrev=False)
-    command.configure(parser)
     try:
-        args = parser.parse_args(argv[1:])
-    except SystemExit as stop:   # --help
-        return int(stop.code or 0)
-    try:
+        command = _load(name)
+        parser = Parser(prog=f"{DISTRIBUTION} {name}", description=command.help, allow_abbrev=False)
+        command.configure(parser)
+        try:
+            args = parser.parse_args(argv[1:])
+        except SystemExit as stop:   # --help
+            return int(stop.code or 0)
         with _removed_options_printed():
             return command.run(args)
     except ModuleNotFoundError as error:
@@ -115,20 +114,13 @@ def _removed_options_printed() -> Iterator[None]:
 
 
 def _load(name: str) -> Command:
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name][0].partition(":")
-        command: Command = getattr(import_module(module), attribute)
-        return command
     plugins = _plugins()
-    if name not in plugins:
+    entry = EntryPoint(name, BUILT_IN[name][0], GROUP) if name in BUILT_IN else plugins.get(name)
+    if entry is None:
         what = "option" if name.startswith("-") else "command"
         raise OptionsError(f"there is no {what} {name!r}; the commands are {', '.join([*BUILT_IN, *plugins])}")
-    try:
-        plugin: Command = plugins[name].load()
-    except ModuleNotFoundError as error:
-        _explain_missing(name, error)
-        raise
-    return plugin
+    command: Command = entry.load()
+    return command
 
 
 def _plugins() -> dict[str, EntryPoint]:
