@@ -33,8 +33,13 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_prompts(args: argparse.Namespace) -> Timeline:
-    """The timeline in the arguments of `add_prompts`."""
+def read_request(args: argparse.Namespace) -> tuple[Timeline, Bundle, GenerateOptions]:
+    """The prompts in the arguments of `add_prompts`, the bundle, and the options in those of `add_options`."""
+    timeline, bundle = _prompts(args), open_bundle(args)
+    return timeline, bundle, read_options(args, bundle)
+
+
+def _prompts(args: argparse.Namespace) -> Timeline:
     prompts = [value for value in (args.text, args.prompt, args.prompts) if value is not None]
     if not prompts:
         raise OptionsError('there is no prompt; say what to show, e.g. arlon-rt generate "a red circle moves right"')

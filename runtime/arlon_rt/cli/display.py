@@ -77,7 +77,8 @@ class Lines(Display):
         self._clock.note(event)
         if isinstance(event, Started):
             self._segments, self._overlap, self._begun = event.segments, event.overlap, time.perf_counter()
-            self._print(describe_start(event))
+            length = f"{event.num_frames / event.fps:.1f} s at {event.fps:g} fps"
+            self._print(f"{event.num_frames} frames of {event.width}×{event.height}, {length}")
         elif isinstance(event, PromptCut | FootageRead):
             self._print(describe_input(event))
         elif isinstance(event, Progress):
@@ -137,12 +138,6 @@ class Terminal(Display):
 def describe_seconds(seconds: Mapping[Any, float]) -> str:
     """The seconds of each kind of work, in words."""
     return ", ".join(f"{words} {seconds[work]:.1f} s" for work, words in WORDS.items() if work in seconds)
-
-
-def describe_start(event: Started) -> str:
-    """One line on the video to come."""
-    seconds = event.num_frames / event.fps
-    return f"{event.num_frames} frames of {event.width}×{event.height}, {seconds:.1f} s at {event.fps:g} fps"
 
 
 def describe_input(event: PromptCut | FootageRead) -> str:

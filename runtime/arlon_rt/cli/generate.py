@@ -11,15 +11,7 @@ import sys
 from types import FrameType
 from typing import Any, Self
 
-from arlon_rt.cli.arguments import (
-    add_backend,
-    add_options,
-    add_prompts,
-    machine,
-    open_bundle,
-    read_options,
-    read_prompts,
-)
+from arlon_rt.cli.arguments import add_backend, add_options, add_prompts, machine, open_bundle, read_request
 from arlon_rt.cli.display import Display, choose, print_json
 from arlon_rt.cli.footage import add_footage, read_footage
 from arlon_rt.errors import ArlonError, Cancelled, OptionsError
@@ -110,11 +102,10 @@ class Generate:
 
 def begun(args: argparse.Namespace) -> Recording:
     """The recording of a new video."""
-    timeline = read_prompts(args)
-    bundle = open_bundle(args)
-    options = read_options(args, bundle)
-    length = None if args.seconds is None and args.num_frames is None else options.resolved(bundle).num_frames
-    sources = read_footage(args, options.resolved(bundle), bundle, length)
+    timeline, bundle, options = read_request(args)
+    resolved = options.resolved(bundle)
+    length = None if args.seconds is None and args.num_frames is None else resolved.num_frames
+    sources = read_footage(args, resolved, bundle, length)
     if sources.repainted is not None and length is None:
         options = dataclasses.replace(options, num_frames=len(sources.repainted))
     recording = Recording(args.output, timeline, options, bundle, sources=sources, **how(args))

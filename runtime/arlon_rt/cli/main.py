@@ -142,18 +142,18 @@ def _help() -> str:
     width = max(map(len, [*BUILT_IN, *plugins]))
     commands = [f"  {name:<{width}}  {text}" for name, (_, text) in BUILT_IN.items()]
     commands += [f"  {name:<{width}}  {PLUGGED_IN.get(name, f'from {e.module}')}" for name, e in plugins.items()]
-    return "\n".join([
-        f"usage: {DISTRIBUTION} COMMAND …",
-        "",
-        "Text to long video with ARLON, without PyTorch.",
-        "",
-        "commands:",
-        *commands,
-        "",
-        f"  {DISTRIBUTION} COMMAND --help   what a command takes",
-        f"  {DISTRIBUTION} --version        the version",
-        "",
-        "example:",
-        f'  {DISTRIBUTION} generate "a red circle moves right on a black background" -o out.mp4',
-        "",
-    ])
+    lines = "\n".join(commands)
+    return f"""\
+usage: {DISTRIBUTION} COMMAND …
+
+Text to long video with ARLON, without PyTorch.
+
+commands:
+{lines}
+
+  {DISTRIBUTION} COMMAND --help   what a command takes
+  {DISTRIBUTION} --version        the version
+
+example:
+  {DISTRIBUTION} generate "a red circle moves right on a black background" -o out.mp4
+"""

@@ -40,21 +40,19 @@ def show_plan(args: argparse.Namespace) -> None:
 
 def print_plan(console: Console, plan: MemoryPlan) -> None:
     """Print the graphs, what is held besides them, and the sums that must fit the budget."""
+    def row(size: int, words: str) -> str:
+        return f"{mebibytes(size):>12}  {words}"
+
     console.print(f"{plan.demand}, {plan.precision}, TensorRT: planned, nothing was run", soft_wrap=True)
     console.print(graph_table(plan))
-    rows = [(held.name, held.size) for held in plan.held]
-    rows += [(f"activations of {lane}, one arena", size) for lane, size in plan.arenas.items()]
-    rows += [("CUDA context and rounding (assumed)", CONTEXT)]
-    for name, size in rows:
-        console.print(f"{mebibytes(size):>12}  {name}", soft_wrap=True)
-    console.print(f"\n{mebibytes(plan.resident_peak):>12}  at most while a segment is generated", soft_wrap=True)
-    for graph, peak in plan.offloaded_peaks.items():
-        console.print(f"{mebibytes(peak):>12}  at most while {graph} is loaded alone", soft_wrap=True)
+    lines = [row(held.size, held.name) for held in plan.held]
+    lines += [row(size, f"activations of {lane}, one arena") for lane, size in plan.arenas.items()]
+    lines += [row(CONTEXT, "CUDA context and rounding (assumed)")]
+    lines += ["", row(plan.resident_peak, "at most while a segment is generated")]
+    lines += [row(peak, f"at most while {graph} is loaded alone") for graph, peak in plan.offloaded_peaks.items()]
     if plan.budget is not None:
-        verdict = "fits" if plan.fits else "DOES NOT FIT"
-        console.print(f"{mebibytes(plan.budget):>12}  budget: {verdict}", soft_wrap=True)
-    for line in notes(plan):
-        console.print(line, soft_wrap=True)
+        lines += [row(plan.budget, f"budget: {'fits' if plan.fits else 'DOES NOT FIT'}")]
+    console.print("\n".join([*lines, *notes(plan)]), soft_wrap=True)
 
 
 def graph_table(plan: MemoryPlan) -> Table:

@@ -84,7 +84,7 @@ def read_clip(
             f"clip {str(path)!r} gives {len(frames)} frames at {fps:g} a second; {at_least} or more are needed, that "
             f"is {at_least / fps:.2f} seconds{reason}"
         )
-    changes = [*fitting.changes]
+    changes = fitting.changes
     if rate is not None and abs(float(rate) - fps) > 0.005:
         changes.append(f"{float(rate):.5g} frames a second brought to {fps:g}")
     if len(frames) < timing.total or timing.more:
@@ -205,7 +205,6 @@ class _Timing:
         """The frames, once every picture was taken."""
         if self._shown is not None and not self.more:
             self._show_until(self._shown[0] + max(self._step, 0.5 / self.fps))
-            self._shown = None
         return list(self._held)
 
     def _show_until(self, end: float) -> None:

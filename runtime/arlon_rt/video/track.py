@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 import numpy as np
 
@@ -22,10 +22,20 @@ BITEXACT = {"fflags": "+bitexact", "flush_packets": "1"}
 """Options that keep version strings and times out of the file, and write each packet at once."""
 
 
-class Target(Protocol):
-    """Takes the bytes of a file that has no path."""
+class Pipe:
+    """A stream with nothing but `write`, which passes each fragment on at once."""
 
-    def write(self, content: bytes) -> int: ...
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.gone = stream, False
+
+    def write(self, content: bytes) -> int:
+        try:
+            written = self._stream.write(content)
+            self._stream.flush()
+        except BaseException:
+            self.gone = True
+            raise
+        return written
 
 
 @contextlib.contextmanager
@@ -44,14 +54,14 @@ class Track:
 
     Args:
         path: the name of the target in errors.
-        target: the file, or what takes its bytes.
+        target: the file or the pipe.
         kind: suffix of the file name, ``.mp4`` or ``.webm``.
         options: of FFmpeg's muxer.
         height, width: of the frames in pixels.
     """
 
     def __init__(
-        self, path: Path, target: Path | Target, kind: str, options: Mapping[str, str], *, height: int, width: int,
+        self, path: Path, target: Path | Pipe, kind: str, options: Mapping[str, str], *, height: int, width: int,
         fps: float, quality: Quality, metadata: Mapping[str, str] | None,
     ) -> None:
         import av

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from arlon_rt.errors import Cancelled, OutputError
 from arlon_rt.video.encoding import DEFAULT_QUALITY, Quality
-from arlon_rt.video.track import Track, reporting
+from arlon_rt.video.track import Pipe, Track, reporting
 
 CONTAINERS = {
     # Fragments that reach the disk while it grows, so that a killed process leaves a file that plays; an ordinary MP4
@@ -170,7 +170,7 @@ class PipeWriter(Track):
         self, stream: BinaryIO, *, fps: float, height: int, width: int, metadata: Mapping[str, str] | None = None,
         quality: Quality = DEFAULT_QUALITY,
     ) -> None:
-        self._pipe = _Unseekable(stream)
+        self._pipe = Pipe(stream)
         super().__init__(
             Path("-"), self._pipe, ".mp4", LIVE, height=height, width=width, fps=fps, quality=quality, metadata=metadata
         )
@@ -181,19 +181,3 @@ class PipeWriter(Track):
         with contextlib.nullcontext() if error is None else contextlib.suppress(OutputError):
             self.end_segment()
             self._close_container()
-
-
-class _Unseekable:
-    """A stream with nothing but `write`, which passes each fragment on at once."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self.gone = stream, False
-
-    def write(self, content: bytes) -> int:
-        try:
-            written = self._stream.write(content)
-            self._stream.flush()
-        except BaseException:
-            self.gone = True
-            raise
-        return written
