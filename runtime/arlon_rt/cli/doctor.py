@@ -88,7 +88,7 @@ def check_runtime() -> list[Check]:
 
 
 def check_runtimes(found: Mapping[str, str]) -> Check:
-    """Whether just one distribution of ONNX Runtime is installed, and a new one; ``found``: distribution -> version."""
+    """Whether one ONNX Runtime alone is installed, and is new enough; ``found``: distribution -> version."""
     listed = ", ".join(f"{name} {version}" for name, version in found.items())
     if not found:
         return Check("onnxruntime", "error", "not installed", _INSTALL_RUNTIME)

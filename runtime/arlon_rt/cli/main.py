@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NoReturn, Protocol
 
 from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError
+from arlon_rt.options import RemovedOptionWarning
 
 GROUP = "arlon_rt.commands"
 """Entry points through which the other packages add commands; they are loaded only when chosen."""
@@ -97,8 +98,6 @@ def _dispatch(argv: list[str]) -> int:
 @contextlib.contextmanager
 def _removed_options_printed() -> Iterator[None]:
     """Print the warning about a removed option as one line, whatever ``python -W`` says."""
-    from arlon_rt.options import RemovedOptionWarning
-
     with warnings.catch_warnings():
         warnings.simplefilter("always", RemovedOptionWarning)
         show = warnings.showwarning

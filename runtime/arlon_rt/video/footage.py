@@ -84,15 +84,14 @@ def read_clip(
             f"clip {str(path)!r} gives {len(frames)} frames at {fps:g} a second; {at_least} or more are needed, that "
             f"is {at_least / fps:.2f} seconds{reason}"
         )
-    changes = fitting.changes
     if rate is not None and abs(float(rate) - fps) > 0.005:
-        changes.append(f"{float(rate):.5g} frames a second brought to {fps:g}")
+        fitting.changes.append(f"{float(rate):.5g} frames a second brought to {fps:g}")
     if len(frames) < timing.total or timing.more:
         of = "" if timing.more else f" of {timing.total}"
-        changes.append(f"the {'last' if end else 'first'} {len(frames)}{of} frames taken")
+        fitting.changes.append(f"the {'last' if end else 'first'} {len(frames)}{of} frames taken")
     if broken:
-        changes.append(f"what should come after them is missing ({broken})")
-    return Footage(frames=np.stack(frames), changes=tuple(changes))
+        fitting.changes.append(f"what should come after them is missing ({broken})")
+    return Footage(frames=np.stack(frames), changes=tuple(fitting.changes))
 
 
 def read_image(path: str | os.PathLike[str], *, height: int, width: int) -> Footage:
