@@ -1,9 +1,9 @@
-"""The activations that TensorRT for RTX states when it compiles graphs of the published widths; no GPU is needed.
+"""The activations that TensorRT for RTX states when it compiles graphs of the published widths, without a GPU.
 
-python benchmarks/compiled_activations.py --profile 256x256x68 --profile 512x512x68
+    python benchmarks/compiled_activations.py --profile 256x256x68 --profile 512x512x68
 
-Networks are one block (or pair of blocks) deep, which activations do not depend on, with random weights, in fp16 for
-SM89. `ALIVE` in arlon_rt/activations.py is what it prints as "alive", rounded up.
+The networks have random weights and are one block, or one pair of blocks, deep: activations do not depend on the depth.
+They are compiled in fp16 for SM89. `ALIVE` in arlon_rt/memory/activations.py is the figure "alive", rounded up.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from arlon_rt.memory import BASE, Demand, widest
 
 
 def shallow(model: ModelConfig) -> ModelConfig:
-    """One layer of the transformers, and a short vocabulary."""
+    """The model with one layer in each transformer and a short vocabulary."""
     assert model.ar
     return dataclasses.replace(
         model, text=dataclasses.replace(model.text, num_layers=1, vocab_size=256),
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def compile_graph(trt: Any, log: Any, file: Path, model: ModelConfig, graph: str, size: Size) -> None:
-    """Build the engine of a graph, of which only what is logged is wanted."""
+    """Build the engine of a graph, for what TensorRT logs meanwhile."""
     builder = trt.Builder(log)
     network = builder.create_network(0)
     if not trt.OnnxParser(network, log).parse_from_file(str(file)):
@@ -72,17 +72,17 @@ def compile_graph(trt: Any, log: Any, file: Path, model: ModelConfig, graph: str
     config.clear_flag(trt.BuilderFlag.TF32)
     config.num_compute_capabilities = 1
     config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-    for wanted in profiles_of(model, graph, (size,)):
+    for ranges in profiles_of(model, graph, (size,)):
         profile = builder.create_optimization_profile()
         for tensor in graph_specs(model)[graph].inputs:
-            profile.set_shape(tensor.name, *(shape(tensor, wanted, bound) for bound in ("min", "opt", "max")))
+            profile.set_shape(tensor.name, *(shape(tensor, ranges, bound) for bound in ("min", "opt", "max")))
         config.add_optimization_profile(profile)
     if builder.build_serialized_network(network, config) is None:
         raise RuntimeError(f"{graph} is not built")
 
 
 def alive(model: ModelConfig, graph: str, size: Size, stated: int) -> float:
-    """How many tensors as large as the widest that is; engines take two rows."""
+    """The stated bytes as a number of tensors as large as the widest, with two rows, which engines allow."""
     demand = Demand(
         height=size.height, width=size.width, latents=20, guided=True, also_unguided=False, ar_guided=True, inject=True
     )

@@ -1,41 +1,38 @@
-"""Export networks of the published sizes from random weights: time, peak memory, disk, and the speed of verify.
+"""Export networks of the published sizes from random weights: time, peak memory, disk, and the speed of `verify`.
 
     python benchmarks/full_size_export.py --folder BIG_DISK/full-size
 
-needs about 40 GB there, which it removes at the end (``--keep`` leaves the weights and the bundle).
+It needs about 40 GB in that folder, which it deletes at the end; ``--keep`` keeps the weights and the bundle.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from full_size_weights import FULL_SIZE, published, write_folder
+from machine import machine
 
 from arlon_export.checkpoints.published import read_published
 from arlon_export.onnx_graphs.check import check_graph
 from arlon_rt.bundle import Bundle
 
 SAMPLE_SECONDS = 0.1
-VERSIONS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "numpy")
+PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "numpy")
 RESULTS = Path(__file__).parent / "results"
 
 
 class Measured:
-    """A child process: its wall time, and the largest memory of each kind that its status file showed."""
+    """A child process that has ended: its wall time, and the largest memory of each kind in its status file."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.peaks = {"VmHWM": 0, "RssAnon": 0, "RssFile": 0}
@@ -69,7 +66,7 @@ def main() -> int:
     args = arguments()
     folder: Path = args.folder
     folder.mkdir(parents=True, exist_ok=True)
-    result = machine() | {"command": " ".join(["python", "benchmarks/full_size_export.py", *sys.argv[1:]])}
+    result = machine(*PACKAGES) | {"command": " ".join(["python", "benchmarks/full_size_export.py", *sys.argv[1:]])}
     try:
         result["weights"], options = make_weights(folder / "weights")
         bundle = folder / "full.bundle"
@@ -97,15 +94,15 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="a new folder on a disk with 40 GB free")
-    parser.add_argument("--precision", default="fp32,fp16", help="as of arlon-rt export (default: fp32,fp16)")
+    parser.add_argument("--precision", default="fp32,fp16", help="as for arlon-rt export (default: fp32,fp16)")
     parser.add_argument("--full-depth", action="store_true", help="also compare the whole fp32 transformer with torch")
-    parser.add_argument("--keep", action="store_true", help="leave weights and bundle where they are")
+    parser.add_argument("--keep", action="store_true", help="keep the weights and the bundle")
     parser.add_argument("--out", type=Path, default=RESULTS / "full_size_export.json")
     return parser.parse_args()
 
 
 def make_weights(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Write every network; its figures, and the options that name it to ``arlon-rt export``."""
+    """Write every network. Returns the figures, and the options that name the networks to ``arlon-rt export``."""
     figures: dict[str, Any] = {}
     options: list[str] = []
     for weights in published(FULL_SIZE):
@@ -123,7 +120,7 @@ def make_weights(folder: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def full_depth(weights: Path, bundle: Path) -> dict[str, Any]:
-    """The fp32 transformer of all 28 block pairs, one step at small resolutions, against torch."""
+    """The errors of one step of the fp32 transformer of all 28 block pairs, at small resolutions, against torch."""
     start = time.perf_counter()
     network = read_published(
         dit=weights / "dit", vae=weights / "vae", text_encoder=weights / "text", ar=weights / "ar", vq=weights / "vq",
@@ -133,15 +130,6 @@ def full_depth(weights: Path, bundle: Path) -> dict[str, Any]:
     names = network.tensors.keys() & ir.load(opened.graph_file("dit", "fp32")).graph.initializers.keys()
     agreement = check_graph(opened, opened.spec("dit"), network.loaded(names), "fp32")
     return {"relative_errors": dict(agreement.errors), "seconds": round(time.perf_counter() - start, 1)}
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "date": datetime.date.today().isoformat(), "device": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(), "versions": {name: version(name) for name in VERSIONS},
-    }
 
 
 def size(folder: Path) -> int:

@@ -43,14 +43,12 @@ FULL = ModelConfig(
 )
 """ARLON on Open-Sora v1.2 at 512x512, 68 frames: STDiT3-XL/2, 393 M video autoencoder, 323 M token model."""
 WEIGHT_GAIN = 0.5
-"""Standard deviation of a random weight times the root of its fan-in: activations stay near 1, in reach of fp16."""
-
-
+"""Standard deviation of a random weight times the root of its fan-in. It keeps activations near 1, in range of fp16."""
 FULL_SIZE = dataclasses.replace(FULL, text=dataclasses.replace(FULL.text, num_layers=24))
 """`FULL` with all 24 layers of T5 v1.1 XXL."""
 SHARD_BYTES = 1 << 30
 STATISTICS = ("scale", "shift")
-"""Of the autoencoder; the published file has none, they are in the code."""
+"""Weights of the autoencoder that the published file lacks, because they are in the published code."""
 INJECTION = "injection."
 
 Shapes = dict[str, tuple[int, ...]]
@@ -58,22 +56,22 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One folder of weights."""
+    """A network in a folder of its own, as it is published."""
 
     option: str
-    """Of ``arlon-rt export``."""
+    """The option of ``arlon-rt export`` that names the folder."""
     network: str
     shapes: Shapes
     dtype: torch.dtype
 
     @property
     def parameters(self) -> int:
-        """Of its tensors, the learned null caption left out: a buffer, which published counts leave out, too."""
+        """The number of its parameters, without the learned null caption, a buffer that published counts leave out."""
         return sum(math.prod(shape) for name, shape in self.shapes.items() if name != "y_embedder.y_embedding")
 
 
 def published(model: ModelConfig, *, dit: torch.dtype = torch.float32) -> list[Published]:
-    """The folders of `model`: T5 in bf16, everything else but the transformer in fp32."""
+    """The networks of ``model``: T5 in bf16, the transformer in ``dit``, all others in fp32."""
     shapes = {network: expected_shapes(model, network) for network in ("dit", "vae", "text", "ar", "vq")}
     adapters = {name: shapes["dit"].pop(name) for name in list(shapes["dit"]) if name.startswith(INJECTION)}
     for name in STATISTICS:
@@ -90,7 +88,7 @@ def published(model: ModelConfig, *, dit: torch.dtype = torch.float32) -> list[P
 
 
 def write_folder(weights: Published, folder: Path, *, theta: float) -> int:
-    """Write shards and their index as Hugging Face does; returns bytes written. ``theta`` makes rope.freqs."""
+    """Write shards and their index as Hugging Face does. Returns the bytes written. ``theta`` determines rope.freqs."""
     folder.mkdir(parents=True)
     noise = Noise()
     shards = list(_shards(weights.shapes, weights.dtype.itemsize))
@@ -106,9 +104,9 @@ def write_folder(weights: Published, folder: Path, *, theta: float) -> int:
 
 
 class Noise:
-    """Normal values out of one pool, each tensor from another place: drawing billions takes minutes.
+    """Normal values from one pool, because drawing billions takes minutes.
 
-    No two tensors are equal, so that none is stored for two.
+    Each tensor begins at another place, so that no two are equal and the export stores each.
     """
 
     def __init__(self) -> None:
@@ -126,7 +124,7 @@ class Noise:
 
 
 def random_weight(name: str, shape: tuple[int, ...], theta: float, noise: Noise) -> Tensor:
-    """Values that keep activations near 1, biases near 0, norms near 1; the published frequencies for rope.freqs."""
+    """Random values that keep activations near 1, biases near 0 and norms near 1, or the published rope.freqs."""
     if name == "rope.freqs":
         return torch.tensor([theta ** (-i / shape[0]) for i in range(shape[0])])
     values = noise.draw(shape)

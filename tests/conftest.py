@@ -20,10 +20,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LONGEST_FIRST: tuple[tuple[str, ...], ...] = (
-    ("export/onnx_graphs/test_to_onnx.py", "export/onnx_graphs/test_tensorrt_rtx.py", "export/parity/test_checkpoint.py"),
+    (
+        "export/onnx_graphs/test_to_onnx.py", "export/onnx_graphs/test_tensorrt_rtx.py",
+        "export/parity/test_checkpoint.py",
+    ),
     ("engines/test_full_width.py",),
 )
-"""Files that begin, where several workers run; those of a group share what takes long to build, and stay on one worker."""
+"""Files that begin, where several workers run. Those of a group share what takes long to build: one worker has them."""
 _RANK = {f"tests/{file}": rank for rank, files in enumerate(LONGEST_FIRST) for file in files}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from arlon_engines.build import Request, build
-from arlon_engines.events import Built, Event, Kept, NotBuilt
+from arlon_engines.events import EngineBuilt, EngineFailed, EngineKept, Event
 from arlon_rt.bundle import Bundle, EngineStore, Identity, demo_bundle_path, store_to_build_in, write_manifest
 
 GPUS = ("sm89", "sm120")
@@ -27,19 +27,19 @@ class Engines:
     events: tuple[Event, ...]
 
     @property
-    def built(self) -> dict[tuple[str, str], Built]:
+    def built(self) -> dict[tuple[str, str], EngineBuilt]:
         """(graph, gpu) -> what was built."""
-        found = [e for e in self.events if isinstance(e, Built)]
+        found = [e for e in self.events if isinstance(e, EngineBuilt)]
         return {(e.entry.header.graph, e.entry.header.identity.compute_capability): e for e in found}
 
     @property
     def kept(self) -> list[str]:
-        return [e.graph for e in self.events if isinstance(e, Kept)]
+        return [e.graph for e in self.events if isinstance(e, EngineKept)]
 
     @property
     def failed(self) -> dict[str, str]:
         """Graph -> why it has no engine."""
-        return {e.graph: e.message for e in self.events if isinstance(e, NotBuilt)}
+        return {e.graph: e.message for e in self.events if isinstance(e, EngineFailed)}
 
     @property
     def store(self) -> EngineStore:
@@ -68,7 +68,7 @@ def build_engines(
         flavour="tensorrt-rtx", precision=precision, gpus=gpus, only=only, weight_streaming=weight_streaming
     )
     failed = build(bundle, request, keep)
-    assert failed == [e for e in events if isinstance(e, NotBuilt)]
+    assert failed == [e for e in events if isinstance(e, EngineFailed)]
     return Engines(bundle, tuple(events))
 
 

@@ -1,7 +1,7 @@
-"""A GPU and a TensorRT that are not there: memory is numpy's, engines are ONNX Runtime, work waits until it must.
+"""A stand-in for a GPU and its TensorRT: memory is numpy's, engines are ONNX Runtime, work is done late.
 
-Nothing runs before a `wait` or a `download`, memory is overwritten when it is freed or held for activations, and what
-is used after it was freed is an error: so that the backend's own mistakes show.
+Nothing runs before a `wait` or a `download`. Memory is overwritten when it is freed, and activations are between two
+runs. Memory that is used after it was freed is an error, so that the backend's mistakes show.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Graph:
 
 
 class FakeGpu:
-    """What a test looks at."""
+    """The GPU, as tests look at it."""
 
     def __init__(self) -> None:
         self.numbers = itertools.count(1000)
@@ -136,20 +136,20 @@ class FakeGpu:
         self.threads: set[int] = set()
         self.working, self.counting = threading.RLock(), threading.RLock()
         self.captured = self.launched = 0
-        """CUDA graphs that were made, and runs of them."""
+        """Numbers of CUDA graphs that were captured, and of their launches."""
         self.refuses_graphs = False
         self.downloads = 0
         self.ran: list[tuple[str, int, int]] = []
         """(graph, stream, profile) of each execution."""
         self.trims: list[int] = []
-        """Bytes that were taken each time that freed memory was given back."""
+        """Bytes in use at each return of freed memory to the GPU."""
         self.loaded: list[str] = []
         """Graph of each engine that was loaded, in order."""
         self.streaming: dict[str, int] = {}
-        """Graph -> streamable bytes that stay on the device, where an engine was told."""
+        """Graph -> streamable bytes that stay on the device, where the backend set them."""
 
     def take(self, size: int) -> None:
-        """Count bytes that are taken, or given back."""
+        """Count bytes that are taken, or, if negative, freed."""
         with self.counting:
             self.live += size
             self.most = max(self.most, self.live)
@@ -194,9 +194,9 @@ class TensorRT:
 
 
 def plan_of(bundle: Path, graph: str, precision: str, weights: int = 0, **changed: Any) -> bytes:
-    """What the fake runtime takes for a serialised engine of a graph: ``weights`` bytes, or as many as it needs."""
-    told = {"bundle": str(bundle), "graph": graph, "precision": precision, **changed}
-    return json.dumps(told).encode().ljust(weights)
+    """A serialised engine of a graph for the fake runtime, of ``weights`` bytes or as many as it needs."""
+    stated = {"bundle": str(bundle), "graph": graph, "precision": precision, **changed}
+    return json.dumps(stated).encode().ljust(weights)
 
 
 class Runtime:
@@ -213,12 +213,12 @@ class Runtime:
 
 
 class Engine:
-    """One graph; ``profiles`` are axis ranges that narrow those of graphs.py."""
+    """One graph; ``profiles`` narrow the axis ranges of graphs.py, ``tensors`` replace its inputs and outputs."""
 
     def __init__(
         self, gpu: FakeGpu, log: Any, weights: int, bundle: str, graph: str, precision: str,
         profiles: list[dict[str, list[int]]] | None = None, lost: str = "", copied: str = "", wide: str = "",
-        failing: bool = False, streaming: bool = False,
+        failing: bool = False, streaming: bool = False, tensors: list[tuple[str, str, list[int | str]]] | None = None,
     ) -> None:
         self.streamable_weights_size = weights if streaming else 0
         self._contexts, self._streamed, self._weights = 0, 0, weights
@@ -228,9 +228,8 @@ class Engine:
         self.session: Any = open_session(opened, graph, precision=runs, threads=1)
         self.spec: GraphSpec = opened.spec(graph)
         self._profiles = profiles or [{}]
-        tensors = (*self.spec.inputs, *self.spec.outputs)
-        told = {name: (dtype, axes) for name, dtype, axes in signature(tensors, precision)}
-        self.tensors = {n: ("float32" if n == wide else d, a) for n, (d, a) in told.items() if n != lost}
+        stated = tensors or signature((*self.spec.inputs, *self.spec.outputs), precision)
+        self.tensors = {n: ("float32" if n == wide else d, a) for n, d, a in stated if n != lost}
         gpu.take(weights)
         gpu.loaded.append(graph)
 
@@ -321,7 +320,7 @@ class Context:
         return tuple(axis if isinstance(axis, int) else known.get(axis, -1) for axis in tensor.axes)
 
     def _derived(self, sizes: dict[str, int]) -> dict[str, int]:
-        """Output axes that no input has: run on zeros, as an engine would infer them."""
+        """Sizes of output axes that no input has, from a run on zeros."""
         out = {a for t in self.engine.spec.outputs for a in t.axes if isinstance(a, str)} - set(sizes)
         if not out:
             return {}
@@ -363,6 +362,3 @@ def _execute(
     for name, value in engine.session.run(feed).items():
         content = np.ascontiguousarray(value, numpy_dtype(engine.tensors[name][0])).reshape(-1).view(np.uint8)
         gpu.at(addresses[name], content.size)[:] = content
-
-
-

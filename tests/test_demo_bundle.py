@@ -14,8 +14,9 @@ from arlon_rt import GenerateOptions, Pipeline
 from arlon_rt.backends.ort import verify_opened
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from demo.captions import canonical
+from demo.scene import sample_scene
 from demo.score import prompts, score
-from demo.world import render, sample_scene
+from demo.world import render
 
 PROMPT = "a red circle moves right on a black background"
 SWITCH = ["--prompt", f"0:{PROMPT}", "--prompt", "5:a blue square moves up on a black background"]

@@ -79,5 +79,5 @@ def test_the_wheel_says_that_it_is_typed_and_how_it_is_licensed(wheel: dict[str,
 
 
 def test_the_sdist_holds_what_it_takes_to_build_and_to_read(sdist: set[str]) -> None:
-    assert {"pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md", "CHANGELOG.md"} <= sdist
+    assert {"pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md", "CHANGELOG.md", "docs/spec.md"} <= sdist
     assert "runtime/arlon_rt/pipeline.py" in sdist

@@ -1,1 +1,1 @@
-"""The GPU benchmark: see ``python -m gpu --help``, from benchmarks/."""
+"""The GPU benchmark: ``cd benchmarks && python -m gpu --help``."""

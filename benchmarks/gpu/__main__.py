@@ -1,23 +1,28 @@
-"""Each graph and a whole video on a GPU, by every backend that is installed, beside PyTorch eager and torch.compile.
+"""Each graph and a whole video on a GPU, by every installed backend, beside PyTorch eager and torch.compile.
 
-    cd benchmarks && python -m gpu                    # needs CUDA, torch, and one of the three below
-    python -m gpu --only 'full/ar_*'                  # some rows; --list names them all
-    python -m gpu --smoke                             # the whole script on a CPU, small: figures mean nothing
+    cd benchmarks && python -m gpu                     # needs CUDA, torch, and a backend
+    cd benchmarks && python -m gpu --only '*/dit/*'    # some rows
+    cd benchmarks && python -m gpu --list              # the names of all rows
+    cd benchmarks && python -m gpu --smoke             # everything on a CPU, small: its figures mean nothing
 
-**This has not been executed on a GPU yet.** ``--smoke`` goes through all of it but `CudaDevice`, CUDA graphs and
-`gpu.backends.Engines`: TensorRT is there the stand-in of the tests (tests/fake_gpu.py), whose engines are ONNX Runtime.
+**This has not been executed on a GPU yet.** ``--smoke`` runs all of it except `CudaDevice`, CUDA graphs and
+`gpu.backends.Engines`. Its TensorRT is the stand-in of the tests (tests/fake_gpu.py), whose engines are ONNX Runtime.
 
-Of onnxruntime-gpu, tensorrt and tensorrt-rtx whatever is installed and serves the GPU is run; engines are built in the
-run, in a folder of its own, and the time of that is told apart. Measured are the graphs of a bundle, a video of it from
-prompt to frames, and the graphs of full-size modules with random weights (STDiT3-XL/2 at 512x512 and 68 frames, the
-393 M video autoencoder's 17-frame chunk, the 323 M token model, two layers of T5 XXL), in fp16. Inputs and outputs lie
-on the device and caches are updated in place. Parity comes first: the relative error to PyTorch in exact float32 with
-the same weights, for the video the difference to the frames of the CPU; where it fails, the time is withheld. Then
-median and range of repeats, as TFLOP/s and bytes/s beside a matrix product and a device copy measured in the same run.
+The backends are onnxruntime-gpu, tensorrt and tensorrt-rtx. Each that is installed and serves the GPU is measured.
+Engines are built during the run, in a folder of the run, and the build time is a figure of its own. The rows are:
 
-PyTorch runs with static shapes; the ONNX graphs are dynamic in theirs. PyTorch's token model copies its caches at every
-step, as the module is written; the others update them in place. A time limit ends the run between measurements, and an
-engine whose build takes too long is given up; what decides comes first.
+* the graphs of a bundle, and a video of it from prompt to frames;
+* in fp16, the graphs of full-size modules with random weights: STDiT3-XL/2 at 512x512 and 68 frames, the 17-frame chunk
+  of the 393 M video autoencoder, the 323 M token model, and two layers of T5 XXL.
+
+Inputs and outputs are on the device, and caches are updated in place. Parity comes first: the relative error to PyTorch
+in exact float32 with the same weights, and for the video the difference to the frames of the CPU. A row that fails it
+gets no time. The time is the median of repeats with its range, and as TFLOP/s and bytes/s it stands beside a matrix
+product and a device copy of the same run.
+
+PyTorch runs with static shapes, ONNX graphs with dynamic ones. PyTorch's token model copies its caches at every step,
+as the module is written; the others update them in place. A time limit ends the run between two measurements, and an
+engine that takes too long to build is skipped. The most important rows come first.
 """
 
 from __future__ import annotations
@@ -54,16 +59,16 @@ from gpu.video import VideoRow, measure_video
 
 RESULTS = Path(__file__).parents[1] / "results"
 VIDEO = "video"
-"""The row that is no graph."""
+"""The name of the row that is a whole video instead of a graph."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the plan, or some ways of it."""
+    """A row to measure, in some of the ways to run it."""
 
     subject: Subject
     graph: str
-    """Or `VIDEO`."""
+    """The name of a graph, or `VIDEO`."""
     precision: str
     ways: tuple[str, ...]
 
@@ -73,17 +78,17 @@ class Entry:
 
 
 def main() -> int:
-    """Run the benchmark; 2 where it cannot begin, 1 where a row failed, else 0."""
+    """Run the benchmark. Returns 2 if it cannot begin, 1 if a row failed, else 0."""
     began = time.monotonic()
     args = parse_arguments()
     console = Console(width=None if sys.stdout.isatty() else 160)
     with tempfile.TemporaryDirectory(prefix="arlon-gpu-") as name:
         folder = Path(name)
-        keep_to(folder)
+        use_folders_in(folder)
         try:
             device, backends, missing = find_device(args, folder)
             subjects = find_subjects(args, folder, device, console)
-        except (ArlonError, NothingHereError) as error:
+        except (ArlonError, NothingToRunError) as error:
             print(f"gpu: {error}", file=sys.stderr)
             return 2
         plan = make_plan(subjects, args.only, args.ways)
@@ -93,7 +98,7 @@ def main() -> int:
         if not plan:
             print(f"gpu: --only {' '.join(args.only)} matches no row; --list names them", file=sys.stderr)
             return 2
-        setting = describe(device, subjects, backends, missing)
+        setting = describe_run(device, subjects, backends, missing)
         ceiling = ceilings(device, args.smoke)
         rows = measure_plan(plan, args, backends, device, ceiling, began, console)
     seconds = time.monotonic() - began
@@ -107,7 +112,7 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m gpu", description="Each graph and a whole video on a GPU, by every backend that is installed."
+        prog="python -m gpu", description="Measure each graph and a whole video on a GPU, by every installed backend."
     )
     parser.add_argument("--smoke", action="store_true", help="run everything on the CPU at small sizes")
     parser.add_argument("--bundle", type=Path, help="the bundle to measure (default: the demo bundle)")
@@ -119,9 +124,9 @@ def parse_arguments() -> argparse.Namespace:
         "--limit-s", type=float, default=480.0, help="skip what has not begun after this many seconds (default: 480)"
     )
     parser.add_argument(
-        "--build-limit-s", type=float, default=150.0, help="give up an engine after this many seconds (default: 150)"
+        "--build-limit-s", type=float, default=150.0, help="skip an engine that takes longer to build (default: 150)"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads of an operator (default: all, with --smoke 1)")
+    parser.add_argument("--threads", type=int, help="CPU threads of one operator (default: all; 1 with --smoke)")
     args = parser.parse_args()
     args.ways = args.ways.split(",")
     if unknown := set(args.ways) - set(WAYS):
@@ -134,31 +139,33 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-class NothingHereError(RuntimeError):
-    """There is no device, or nothing to run on it."""
+class NothingToRunError(RuntimeError):
+    """This machine has no GPU, or no backend for it."""
 
 
-def keep_to(folder: Path) -> None:
-    """Put what engines leave behind, their record and the times that TensorRT measured, into ``folder``: a run neither
-    profits from an earlier one nor leaves anything."""
+def use_folders_in(folder: Path) -> None:
+    """Put the user folders of arlon-rt, which hold the record of engines and TensorRT's timing cache, into ``folder``.
+
+    So a run gains nothing from an earlier one and leaves nothing behind.
+    """
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
         os.environ[name] = str(folder / name.lower())
 
 
 def find_device(args: argparse.Namespace, folder: Path) -> tuple[Device, dict[str, Backend], dict[str, str]]:
-    """The device, the backends that run on it, and why the others do not.
+    """The device, the backends that run on it, and the reasons why the others do not.
 
     Raises:
-        NothingHereError: there is no GPU, or no backend for it.
+        NothingToRunError: the machine has no GPU, or no backend for it.
     """
     if args.smoke:
         gpu = StandInGpu()
         stand_ins: dict[str, Backend] = {flavour: StandInEngines(flavour, gpu) for flavour in FLAVOURS}
         return CpuDevice(gpu), {"onnxruntime": OnnxRuntime("cpu", args.threads), **stand_ins}, {}
     if not torch.cuda.is_available():
-        raise NothingHereError(
-            f"torch {torch.__version__} sees no CUDA GPU; run it where there is one, "
-            "with a CUDA build of torch, or run it with --smoke on the CPU"
+        raise NothingToRunError(
+            f"torch {torch.__version__} sees no CUDA GPU; run this on a machine with "
+            "one and a CUDA build of torch, or on the CPU with --smoke"
         )
     device = CudaDevice()
     backends, missing = find_backends(device.name, folder, args.threads)
@@ -167,14 +174,14 @@ def find_device(args: argparse.Namespace, folder: Path) -> tuple[Device, dict[st
 
 
 def check_any(backends: Mapping[str, Backend], missing: Mapping[str, str]) -> None:
-    """Raise `NothingHereError`, with every reason, unless one of the three runs here."""
+    """Raise `NothingToRunError`, with all reasons, unless a backend runs on this machine."""
     if not backends:
         reasons = "; ".join(f"{name}: {missing[name]}" for name in BACKENDS)
-        raise NothingHereError(f"none of onnxruntime-gpu, tensorrt and tensorrt-rtx runs here. {reasons}")
+        raise NothingToRunError(f"none of onnxruntime-gpu, tensorrt and tensorrt-rtx runs on this machine. {reasons}")
 
 
 def find_subjects(args: argparse.Namespace, folder: Path, device: Device, console: Console) -> list[Subject]:
-    """The bundle, and the full-size (with ``--smoke`` small) random modules; says which bundle that is."""
+    """The bundle, and the random modules: full-size ones, or small ones with ``--smoke``. Prints which bundle it is."""
     name, model = ("small", SMALL) if args.smoke else ("full", FULL)
     random = RandomSubject(name, model, folder / name, device.name)
     try:
@@ -184,7 +191,7 @@ def find_subjects(args: argparse.Namespace, folder: Path, device: Device, consol
         if args.bundle:
             raise
         if not args.smoke:
-            console.print("bundle: the demo bundle is not installed: its rows are left out; --bundle names another")
+            console.print("bundle: the demo bundle is not installed: its rows are skipped; --bundle names another")
             return [random]
         console.print("bundle: the demo bundle is not installed: graphs of small random networks stand in for it")
         return [StandInSubject("bundle", SMALL, folder / "bundle", device.name), random]
@@ -192,12 +199,13 @@ def find_subjects(args: argparse.Namespace, folder: Path, device: Device, consol
 
 
 def make_plan(subjects: Sequence[Subject], only: Sequence[str], ways: Sequence[str]) -> list[Entry]:
-    """All rows, or those that match a pattern, by their worth in case time runs out.
+    """All rows, or those that match a pattern. The most important ones come first, in case time runs out.
 
-    That the bundle's graphs and its video are right; then the full-size modules; then fp32, and what torch.compile
-    makes of the bundle's small graphs.
+    These are the bundle's graphs and its video in fp16; then the full-size modules; then fp32, and torch.compile of the
+    bundle's small graphs.
     """
-    plain, compiled = (tuple(w for w in ways if (w in COMPILED) is wanted) for wanted in (False, True))
+    plain = tuple(way for way in ways if way not in COMPILED)
+    compiled = tuple(way for way in ways if way in COMPILED)
     bundles = [s for s in subjects if s.name == "bundle"]
     small = [Entry(s, graph, precision, plain) for s in bundles for graph, precision in s.rows()]
     videos = [
@@ -217,7 +225,7 @@ def measure_plan(
     plan: Sequence[Entry], args: argparse.Namespace, backends: Mapping[str, Backend], device: Device,
     ceiling: Mapping[str, float], began: float, console: Console,
 ) -> list[Row | VideoRow]:
-    """Every entry in turn. One that fails says so and the next one follows; past the limit they are skipped."""
+    """The measured rows. A failed row is reported, and the next one follows. Past the time limit rows are skipped."""
     effort = Effort(
         warmup=1 if args.smoke else 5, repeats=3 if args.smoke else 30, seconds=1.0 if args.smoke else 4.0,
         small=args.smoke, deadline=began + args.limit_s, build_seconds=args.build_limit_s, threads=args.threads,
@@ -238,7 +246,7 @@ def measure_plan(
                 measure_row(
                     row, entry.subject, entry.graph, entry.precision, entry.ways, backends, device, ceiling, effort
                 )
-        except Exception as error:  # the other rows are worth having
+        except Exception as error:  # one row that fails must not lose the others
             row.status, row.detail = "error", error_text(error)
         states = ", ".join(f"{way} {found.status}" for way, found in row.ways.items() if way not in before)
         line = f"{entry.name}: {time.monotonic() - started:.1f} s; {states or row.detail}"
@@ -247,17 +255,17 @@ def measure_plan(
 
 
 def skip(row: Row | VideoRow, entry: Entry, why: str) -> None:
-    """Leave out a row, or further ways of one that is measured."""
+    """Mark a row as skipped, or the further ways of a row that is measured already."""
     if isinstance(row, Row) and row.ways:
         row.ways |= {way: Measurement(status="skipped", detail=why) for way in entry.ways}
     else:
         row.status, row.detail = "skipped", why
 
 
-def describe(
+def describe_run(
     device: Device, subjects: Sequence[Subject], backends: Mapping[str, Backend], missing: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the figures depend on: device, driver, versions, date, command, bundle."""
+    """What the figures depend on: device, driver, versions, date, command and bundle."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript", "numpy")}
     bundles = [s.bundle for s in subjects if isinstance(s, BundleSubject)]
     return {

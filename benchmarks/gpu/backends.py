@@ -1,4 +1,4 @@
-"""arlon_rt's backends as a benchmark opens them: which run here and why the others do not, engines, sessions."""
+"""The backends of arlon_rt: which run on this machine and why the others do not, their engines and sessions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from arlon_engines.build import Request, build
 from arlon_engines.errors import BuildError
-from arlon_engines.events import Event, Working
+from arlon_engines.events import EngineProgress, Event
 from arlon_engines.flavour import open_flavour
 from arlon_engines.profiles import Size
 from arlon_rt.backends import Session, compute_capability, open_sessions
@@ -20,29 +20,29 @@ from arlon_rt.errors import ArlonError
 
 
 class BuildTimeout(RuntimeError):
-    """An engine was not built in the time there was."""
+    """An engine was not built in the time that was left."""
 
 
 class Backend(Protocol):
-    """What runs graphs of a bundle."""
+    """A backend that runs graphs of a bundle."""
 
     @property
     def name(self) -> str:
-        """As arlon_rt calls it: ``"tensorrt"``."""
+        """Its name in arlon_rt: ``"tensorrt"``."""
 
     @property
     def version(self) -> str: ...
 
     def build(self, bundle: Bundle, graphs: Sequence[str], precision: str, deadline: float) -> float | None:
-        """Build what it needs; seconds that took, ``None`` where a graph runs as it is.
+        """Build the engines of ``graphs``. Returns the seconds it took, or ``None`` for a backend without engines.
 
         Raises:
-            BuildTimeout: ``deadline``, on time.monotonic, came first.
+            BuildTimeout: ``deadline``, on time.monotonic, passed first.
             ArlonError: a graph cannot be built.
         """
 
     def open(self, bundle: Bundle, graphs: Sequence[str], precision: str) -> dict[str, Session]:
-        """The sessions of ``graphs``, built before if need be."""
+        """Graph -> its session. `build` must have been called before."""
 
 
 class OnnxRuntime:
@@ -64,8 +64,8 @@ class OnnxRuntime:
 class Engines:
     """A TensorRT, with engines for the bundle's picture size and longest segment; implements `Backend`.
 
-    They lie in ``folder``: in a bundle that is there already, of any other in a copy, so that its own folder is left
-    alone.They have arlon_rt's identities and are opened by `open_sessions`, as a pipeline opens them.
+    The engines lie in ``folder``: in a bundle in it, or in a copy of any other bundle, whose own folder is not changed.
+    They have arlon_rt's identities, and `open_sessions` opens them, as in a pipeline.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Engines:
 
     def build(self, bundle: Bundle, graphs: Sequence[str], precision: str, deadline: float) -> float:
         def in_time(event: Event) -> None:
-            if isinstance(event, Working) and self._clock() > deadline:   # ends the process that builds
+            if isinstance(event, EngineProgress) and self._clock() > deadline:   # ends the process that builds
                 raise BuildTimeout(f"{self.name} was still building {event.graph} when its time was over")
 
         if self._clock() > deadline:
@@ -102,7 +102,7 @@ class Engines:
         )
 
     def copy(self, bundle: Bundle) -> Bundle:
-        """The bundle where engines may be put."""
+        """The bundle in whose folder engines are built: ``bundle`` itself, or its copy."""
         if bundle.path.is_relative_to(self._folder):
             return bundle
         folder = self._folder / ENGINES / bundle.hash
@@ -112,7 +112,7 @@ class Engines:
 
 
 def find_backends(device: str, folder: Path, threads: int | None) -> tuple[dict[str, Backend], dict[str, str]]:
-    """The backends of the GPU ``device``, and for each of the others why it does not run here."""
+    """The backends that run on the GPU ``device``, and for each of the others the reason why it does not."""
     found: dict[str, Backend] = {}
     missing: dict[str, str] = {}
     if reason := _no_onnx_runtime():
@@ -125,17 +125,17 @@ def find_backends(device: str, folder: Path, threads: int | None) -> tuple[dict[
             gpu = compute_capability(0)
             opened.check_gpu(gpu)
             found[flavour] = Engines(flavour, gpu, folder, device)
-        except (ArlonError, OSError) as error:   # OSError: a library that a module loads is not there
+        except (ArlonError, OSError) as error:   # OSError: a module loads a library that is missing
             missing[flavour] = " ".join(str(error).split())
     return found, missing
 
 
 def _no_onnx_runtime() -> str | None:
-    """Why ONNX Runtime runs nothing on a GPU here."""
+    """The reason why ONNX Runtime cannot run on the GPU, or ``None``."""
     runtimes = installed_runtimes()
     if "onnxruntime-gpu" not in runtimes or len(runtimes) > 1:
         return (
-            f"onnxruntime-gpu alone is needed, installed is {', '.join(runtimes) or 'none'}; "
+            f"onnxruntime-gpu alone must be installed, and {', '.join(runtimes) or 'none'} is; "
             'run: pip uninstall onnxruntime, then pip install "arlon-rt[gpu,export]"'
         )
     try:

@@ -1,4 +1,4 @@
-"""What one run of a graph needs at least: floating-point operations and bytes."""
+"""The cost of one run of a graph: floating-point operations, and the bytes that it must move."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gpu.runners import Feed
 
 
 def count_flops(model: ModelConfig, case: Case, sizes: Mapping[str, int]) -> int:
-    """Products, convolutions and attention of one run, a multiply-add as two; counted without weights or data."""
+    """Floating-point operations of products, convolutions and attention in one run; a multiply-add counts 2."""
     half = case.precision == "fp16"
     with torch.device("meta"):
         network = build_module(model, case.spec.network).eval()
-        network.to("meta", torch.float16 if half else torch.float32)  # a rotary table is made on the CPU wherever it is
+        network.to("meta", torch.float16 if half else torch.float32)  # the rotary table is built on the CPU
         inputs = [torch.empty(shape(t, sizes), dtype=getattr(torch, numpy_dtype(t, half))) for t in case.spec.inputs]
     # The fused attention kernels of the CPU are not counted; the plain one is two products.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -34,8 +34,8 @@ def count_flops(model: ModelConfig, case: Case, sizes: Mapping[str, int]) -> int
 def count_bytes(case: Case, feed: Feed, outputs: Feed) -> int:
     """Weights, inputs and outputs, each moved once.
 
-    Of a cache updated in place a step reads all slots (its mask decides which count) and writes next to nothing, a
-    prefix writes as many slots as the prompt has tokens and reads none.
+    Caches are updated in place. A step reads all slots, of which its mask uses some, and writes almost nothing. A
+    prefix writes a slot for each token of the prompt and reads none.
     """
     half = case.precision == "fp16"
 

@@ -1,4 +1,4 @@
-"""Where a benchmark runs: one small class for CUDA and one for the CPU, and the two ceilings measured on either."""
+"""The device of a run: one class for CUDA and one for the CPU, and the ceilings that are measured on it."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ CALLS = 5
 
 
 class Device(Protocol):
-    """What differs between devices; everything else of the benchmark is shared."""
+    """What differs between devices."""
 
     name: str
-    """``"cpu"`` or ``"cuda"``, as torch and arlon-rt both call it."""
+    """``"cpu"`` or ``"cuda"``, as in torch and arlon-rt."""
     inductor: str
-    """The backend that torch.compile gets."""
+    """The backend for torch.compile."""
 
     def describe(self) -> dict[str, str]: ...
 
     def milliseconds(self, call: Call) -> float:
-        """Time of one call, with everything it started finished, on whatever stream."""
+        """Time of one call, until all that it started on any stream has finished."""
 
     def used_bytes(self) -> int | None:
-        """Memory of the device that is in use, by whomever; ``None`` where that means nothing."""
+        """Bytes of device memory that all processes use; ``None`` for a device without such a figure."""
 
     def providers(self, cuda_graph: bool) -> list[Any]:
-        """Execution providers of an ONNX Runtime session."""
+        """The execution providers for an ONNX Runtime session."""
 
     def exact_float32(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, float32 products and convolutions of torch are float32 (elsewhere TF32 where there is TF32)."""
+        """A context in which torch computes float32 in float32; outside it uses TF32 on devices that have it."""
 
     def release(self) -> None:
-        """Give cached memory back, so that torch and ONNX Runtime do not starve each other."""
+        """Free cached memory, so that torch and ONNX Runtime both have enough."""
 
 
 class CpuDevice:
-    """Used by ``--smoke``, beside a GPU that is not there."""
+    """The CPU for ``--smoke``, with a stand-in GPU for the engines."""
 
     name = "cpu"
-    inductor = "aot_eager"  # the tracing of torch.compile without a C++ compiler run a graph
+    inductor = "aot_eager"  # torch.compile's tracing, without running a C++ compiler for each graph
 
     def __init__(self, stand_in: StandInGpu) -> None:
         self._stand_in = stand_in
@@ -79,9 +79,9 @@ class CpuDevice:
 
 
 class CudaDevice:
-    """Timed by the clock of the host, from an idle device to an idle device.
+    """A GPU. The clock of the host times a call, from an idle device to an idle device.
 
-    ONNX Runtime, TensorRT and torch each have streams of their own, and events of one would not see the others.
+    ONNX Runtime, TensorRT and torch have streams of their own, and an event on one stream would miss the others.
     """
 
     name = "cuda"
@@ -131,9 +131,9 @@ class CudaDevice:
 
 
 def ceilings(device: Device, smoke: bool) -> dict[str, float]:
-    """What this device reaches at best: TFLOP/s of a square matrix product a precision, GB/s of a copy (read + write).
+    """The best rates of this device: TFLOP/s of a square matrix product a precision, GB/s of a copy (read + write).
 
-    ``fp32`` is torch with TF32, where there is TF32; ``ieee_fp32`` is without it, as the other backends run here.
+    ``fp32`` is torch with TF32 on devices that have it. ``ieee_fp32`` is without it, as the other backends run.
     """
     size = 256 if smoke else 8192
     found = {
@@ -159,7 +159,7 @@ def _copy(device: Device, size: int) -> float:
 
 
 def _best(device: Device, call: Call, repeats: int = 10) -> float:
-    """Milliseconds of one call among `CALLS` in a row, so that launching costs nothing."""
+    """Milliseconds of one call among `CALLS` in a row, which hides the cost of launching."""
     def several() -> None:
         for _ in range(CALLS):
             call()

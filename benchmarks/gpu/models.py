@@ -1,4 +1,4 @@
-"""What is measured: the graphs of a bundle, and full-size modules with random weights exported on the spot."""
+"""The graphs that are measured: those of a bundle, and exports of full-size modules with random weights."""
 
 from __future__ import annotations
 
@@ -47,28 +47,29 @@ SMALL = ModelConfig(
     video=VideoConfig(height=48, width=64, segment_frames=34),
 )
 """The same networks at widths of 16 and 32, for ``--smoke``."""
+DECISIVE = {"dit": "one denoising step", "ar_step": "one token", "vae_decoder": "one VAE chunk"}
+"""Graph that takes most of a video's time -> what one run of it computes."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One graph, ready to be opened by either side with the same weights."""
+    """One graph, for torch and a backend to open with the same weights."""
 
     bundle: Bundle
     spec: GraphSpec
     precision: str
     network: nn.Module
-    """In the precision of the set, on the CPU, without gradients."""
+    """In ``precision``, on the CPU, without gradients."""
 
     @property
     def file(self) -> Path:
         return self.bundle.graph_file(self.spec.name, self.precision)
 
 
-def by_worth(model: ModelConfig) -> list[str]:
-    """The graphs of ``model``; those that take most of a video's time come first, in case time runs out."""
-    first = ("dit", "ar_step", "vae_decoder")
+def decisive_first(model: ModelConfig) -> list[str]:
+    """The graphs of ``model``, the `DECISIVE` ones first, in case time runs out."""
     graphs = graph_specs(model)
-    return [*(g for g in first if g in graphs), *(g for g in graphs if g not in first)]
+    return [*(g for g in DECISIVE if g in graphs), *(g for g in graphs if g not in DECISIVE)]
 
 
 class Subject(Protocol):
@@ -78,13 +79,13 @@ class Subject(Protocol):
     model: ModelConfig
 
     def rows(self) -> list[tuple[str, str]]:
-        """(graph, precision), what decides first."""
+        """(graph, precision) of each row, the most important ones first."""
 
     def case(self, graph: str, precision: str) -> Case: ...
 
 
 class BundleSubject:
-    """The graphs of a bundle as they ship; torch takes its weights from the .onnx files."""
+    """The graphs of a bundle. Torch reads its weights from the .onnx files."""
 
     name = "bundle"
 
@@ -94,7 +95,7 @@ class BundleSubject:
 
     def rows(self) -> list[tuple[str, str]]:
         graphs = self.bundle.manifest.graphs
-        return [(g, p) for p in ("fp16", "fp32") for g in by_worth(self.model) if p in graphs.get(g, ())]
+        return [(g, p) for p in ("fp16", "fp32") for g in decisive_first(self.model) if p in graphs.get(g, ())]
 
     def case(self, graph: str, precision: str) -> Case:
         spec = graph_specs(self.model)[graph]
@@ -104,7 +105,7 @@ class BundleSubject:
 
 
 class RandomSubject:
-    """Fresh modules of any size in fp16, exported when their turn comes."""
+    """Modules of any size with random weights in fp16. Each is exported when it is measured."""
 
     def __init__(self, name: str, model: ModelConfig, folder: Path, device: str) -> None:
         self.name = name
@@ -114,7 +115,7 @@ class RandomSubject:
         self._last: tuple[str, nn.Module] | None = None
 
     def rows(self) -> list[tuple[str, str]]:
-        return [(g, "fp16") for g in by_worth(self.model)]
+        return [(g, "fp16") for g in decisive_first(self.model)]
 
     def case(self, graph: str, precision: str) -> Case:
         spec = graph_specs(self.model)[graph]
@@ -123,13 +124,13 @@ class RandomSubject:
 
     def _network(self, name: str) -> nn.Module:
         if self._last is None or self._last[0] != name:
-            self._last = None  # before the next one is made: two full-size networks need not fit
+            self._last = None  # freed before the next one is built: two full-size networks may not fit
             self._last = (name, random_network(self.model, name, self._device).half())
         return self._last[1].cpu()
 
 
 class StandInSubject(RandomSubject):
-    """What ``--smoke`` takes for a bundle where none is there: random graphs in fp32, read back from their files."""
+    """A substitute for the bundle in ``--smoke`` without one: random graphs in fp32, read from their files."""
 
     def rows(self) -> list[tuple[str, str]]:
         return [(g, "fp32") for g in ("ar_step", "vq_decoder", "caption")]
@@ -142,7 +143,7 @@ class StandInSubject(RandomSubject):
 
 
 def random_network(model: ModelConfig, name: str, device: str) -> nn.Module:
-    """A network whose random weights keep activations near 1; made on ``device``, handed over on the CPU."""
+    """A network on the CPU whose random weights, drawn on ``device``, keep activations near 1."""
     torch.manual_seed(0)
     with torch.device(device):
         network = build_module(model, name).eval().requires_grad_(False)
@@ -156,11 +157,11 @@ def random_network(model: ModelConfig, name: str, device: str) -> nn.Module:
 
 
 def export_bundle(folder: Path, model: ModelConfig, spec: GraphSpec, network: nn.Module, precision: str) -> Bundle:
-    """A bundle that holds one graph of ``model``, so that the session that ships can open it."""
+    """A bundle of one graph of ``model``, which arlon_rt's own sessions can open."""
     (folder / "onnx").mkdir(parents=True)
     file, weights = f"onnx/{spec.name}.{precision}.onnx", f"{spec.name}.data"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own insides
+        warnings.simplefilter("ignore")  # the exporter warns about its own code
         graph = export_graph(model, spec, network, precision=precision)
     ir.save(graph, folder / file, external_data=weights)
     entry = GraphEntry(
@@ -173,7 +174,7 @@ def export_bundle(folder: Path, model: ModelConfig, spec: GraphSpec, network: nn
 
 
 def read_weights(network: nn.Module, file: Path) -> None:
-    """Load the initialisers that ``file`` names as the state dict does; what this graph does not use stays as it is."""
+    """Copy the initialisers of ``file`` into the weights of ``network`` that have the same names."""
     weights = network.state_dict()
     for name, value in ir.load(file).graph.initializers.items():
         if name in weights and value.const_value is not None:
@@ -181,7 +182,7 @@ def read_weights(network: nn.Module, file: Path) -> None:
 
 
 def weight_bytes(case: Case) -> int:
-    """Bytes of weights one run reads in this precision; tables of which a Gather takes a few rows count nothing."""
+    """Bytes of weights that one run reads in this precision. A table from which Gather takes a few rows counts 0."""
     width = 2 if case.precision == "fp16" else 4
     names = case.network.state_dict()
     values = [v for n, v in ir.load(case.file).graph.initializers.items() if n in names]
@@ -195,7 +196,7 @@ def _sizes(value: ir.Value) -> Sequence[int]:
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    """The nodes that use a weight, seen through the Cast that widens a stored half."""
+    """The nodes that use a weight, directly or through the Cast that widens it."""
     found = []
     for node in value.consumers():
         found += _readers(node.outputs[0]) if node.op_type == "Cast" else [node]

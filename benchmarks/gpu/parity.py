@@ -1,4 +1,4 @@
-"""Before a time counts: the inputs of a graph, what it should give, and how far off a result is."""
+"""Parity: the inputs of a graph, its reference outputs, and the error of a result."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from gpu.runners import Array, Feed, TorchModule
 TOLERANCE = {
     ("fp32", "cpu"): 1e-4,   # sums in another order
     ("fp32", "cuda"): 5e-3,  # TF32 products keep 10 bits of mantissa
-    ("fp16", "cpu"): 2e-2, ("fp16", "cuda"): 2e-2,  # 10 bits everywhere, through up to 56 blocks
+    ("fp16", "cpu"): 2e-2, ("fp16", "cuda"): 2e-2,  # 10 bits of mantissa, through up to 56 blocks
 }
 """Largest relative error ‖a−b‖/‖b‖ against PyTorch in exact float32 with the same weights."""
 
 EAGER_FACTOR = 2.0
-"""In fp16 others may also be this much further off than PyTorch eager is, where that passed."""
+"""In fp16 the error may also be this many times that of PyTorch eager, if eager passed."""
 
 LOGITS = "logits"
-"""The key, among the reference outputs of ar_step, of the guided logits in exact float32."""
+"""The key of the guided logits in exact float32, among the reference outputs of ar_step."""
 
 SEED = 1
 
 
 def graph_sizes(model: ModelConfig, spec: GraphSpec, *, small: bool) -> dict[str, int]:
-    """All axes: those graphs.py optimises for, or ``small`` ones. The token model runs one token of one row."""
+    """Axis -> size: the ``opt`` sizes of graphs.py, or ``small`` ones. The token model runs one token of one row."""
     sizes = check_sizes(model, spec)[1] if small else opt_sizes(model, spec)
     if spec.network == "ar":
         sizes["batch"] = 1  # guidance is off by default
@@ -46,7 +46,7 @@ def graph_sizes(model: ModelConfig, spec: GraphSpec, *, small: bool) -> dict[str
 def make_feed(
     model: ModelConfig, spec: GraphSpec, sizes: Mapping[str, int], precision: str, seed: int = SEED
 ) -> dict[str, Array]:
-    """Random inputs, chosen such that an error anywhere in the graph shows in its outputs."""
+    """Random inputs with which an error anywhere in the graph shows in its outputs."""
     feed: dict[str, Array] = dict(random_feed(model, spec, sizes, half=precision == "fp16", seed=seed))
     if spec.name == "dit":  # a whole step of noise to data, so that out - latents is the velocity
         feed["step_size"], feed["timestep"] = np.ones(1, np.float32), np.full(1, 500, np.float32)
@@ -59,7 +59,7 @@ def make_feed(
 
 
 def reference_outputs(case: Case, feed: Feed, device: Device) -> dict[str, Array]:
-    """What PyTorch gives in exact float32 with the weights of this precision; for ar_step the `LOGITS` too."""
+    """The outputs of PyTorch in exact float32 with the weights of this precision; for ar_step also the `LOGITS`."""
     network = copy.deepcopy(case.network).float()
     wide = {t.name: feed[t.name].astype(numpy_dtype(t, half=False)) for t in case.spec.inputs}
     module = TorchModule(case.spec, network, wide, device, exact=True)
@@ -83,19 +83,19 @@ def _guided_logits(network: Any, feed: Feed, device: Device) -> Array:
 
 
 def largest_error(spec: GraphSpec, feed: Feed, outputs: Feed, reference: Feed) -> float:
-    """The largest relative error over the outputs; infinite where something is not finite."""
+    """The largest relative error of all outputs, or infinity if a value is not finite."""
     errors = []
     for tensor in spec.outputs:
-        found, wanted = outputs[tensor.name], reference[tensor.name]
+        found, expected = outputs[tensor.name], reference[tensor.name]
         if tensor.name == "next_token":
-            errors.append(_token_error(int(found.item()), int(wanted.item()), reference.get(LOGITS)))
+            errors.append(_token_error(int(found.item()), int(expected.item()), reference.get(LOGITS)))
         else:
-            errors.append(_relative_error(*(_comparable(tensor, output, feed) for output in (found, wanted))))
+            errors.append(_relative_error(*(_comparable(tensor, output, feed) for output in (found, expected))))
     return max(errors) if all(math.isfinite(e) for e in errors) else math.inf
 
 
 def _comparable(tensor: TensorSpec, output: Array, feed: Feed) -> Array:
-    """What of an output an error shows in: not the latents a velocity is added to, nor a cache's other slots."""
+    """The part of an output in which an error shows: no latents from before the step, no unwritten slots of a cache."""
     if tensor.name == "latents_out":
         return output - feed["latents"]
     if tensor.name == "frames":
@@ -107,17 +107,17 @@ def _comparable(tensor: TensorSpec, output: Array, feed: Feed) -> Array:
     return output.astype(np.float32)
 
 
-def _relative_error(found: Array, wanted: Array) -> float:
-    if found.shape != wanted.shape:
-        raise ValueError(f"the output has shape {found.shape}; the reference has {wanted.shape}")
-    scale = float(np.linalg.norm(wanted.ravel()))
+def _relative_error(found: Array, expected: Array) -> float:
+    if found.shape != expected.shape:
+        raise ValueError(f"the output has shape {found.shape}; the reference has {expected.shape}")
+    scale = float(np.linalg.norm(expected.ravel()))
     if scale == 0.0:
         raise ValueError("the reference output is all zero, which would hide any error")
-    return float(np.linalg.norm((found - wanted).ravel())) / scale
+    return float(np.linalg.norm((found - expected).ravel())) / scale
 
 
-def _token_error(found: int, wanted: int, logits: Array | None) -> float:
-    """How far the token is below the best, in standard deviations of the exact logits: near ties may flip."""
+def _token_error(found: int, expected: int, logits: Array | None) -> float:
+    """How far the token's logit is below the best, in standard deviations of the exact logits: near ties may flip."""
     if logits is None:
-        return 0.0 if found == wanted else 1.0
+        return 0.0 if found == expected else 1.0
     return float((logits.max() - logits[found]) / logits.std())

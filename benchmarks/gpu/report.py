@@ -1,4 +1,4 @@
-"""The result: tables for people, one JSON for everything else."""
+"""The result as tables for a reader, and as one JSON file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from arlon_rt.config import ModelConfig
+from gpu.models import DECISIVE
 from gpu.row import WAYS, Measurement, Row
-from gpu.segment import reckon, runs_of_a_segment
+from gpu.segment import estimate_segments, runs_of_a_segment
 from gpu.video import VideoMeasurement, VideoRow
 
 HEADS = {
@@ -24,33 +25,31 @@ HEADS = {
     "compile": "torch.compile", "compile-graph": "compile + CUDA graph",
 }
 BACKENDS = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
-DECISIVE = {"ar_step": "one token", "dit": "one denoising step", "vae_decoder": "one VAE chunk"}
-"""Graphs of the full size that decide how long a video takes, and what one run of them makes."""
 
 
 def print_report(
     console: Console, setting: Mapping[str, Any], ceiling: Mapping[str, float], rows: Sequence[Row | VideoRow],
     random: ModelConfig, seconds: float,
 ) -> None:
-    """The setting, what decides, the video, all graphs, then what failed or was skipped."""
+    """Print the setting, the decisive graphs, the video, all graphs, then what failed or was skipped."""
     console.print()
     for name, value in setting.items():
         if isinstance(value, dict):
             between, after = ("; ", ": ") if name == "missing" else (", ", " ")
-            value = between.join(f"{key}{after}{told}" for key, told in value.items()) or "nothing"
+            value = between.join(f"{key}{after}{text}" for key, text in value.items()) or "nothing"
         console.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)
     if setting["smoke"]:
         console.print("a smoke run: figures mean nothing, and TensorRT is a stand-in whose engines are ONNX Runtime")
     console.print(
-        f"measured here at best: matrix product {ceiling['fp16']:.3g} TFLOP/s fp16, {ceiling['fp32']:.3g} fp32 "
+        f"the best rates of this device: matrix product {ceiling['fp16']:.3g} TFLOP/s fp16, {ceiling['fp32']:.3g} fp32 "
         f"({ceiling['ieee_fp32']:.3g} without TF32), copy {ceiling['copy_gb_s']:.4g} GB/s read + write",
         highlight=False,
     )
     console.print(f"the whole run: {seconds:.0f} s", highlight=False)
     graphs = [row for row in rows if isinstance(row, Row)]
-    if told := list(decisive(graphs)):
-        console.print("\nwhat decides, of the random modules:")
-        for line in told:
+    if lines := list(decisive(graphs)):
+        console.print("\nthe graphs that take most of a video's time, of the random modules:")
+        for line in lines:
             console.print(f"  {line}", highlight=False, soft_wrap=True)
     for line in segments(random, random_rows(graphs)):
         console.print(line, highlight=False, soft_wrap=True)
@@ -64,7 +63,7 @@ def print_report(
 
 
 def decisive(rows: Iterable[Row]) -> Iterable[str]:
-    """One line a graph of `DECISIVE` and way: its time, and the part of what the device can that is."""
+    """A line for each `DECISIVE` graph and way: its time, and its rate as a part of the device's best."""
     for row in random_rows(rows):
         graph = row.name.split("/")[1]
         if graph not in DECISIVE:
@@ -82,28 +81,28 @@ def decisive(rows: Iterable[Row]) -> Iterable[str]:
 
 
 def segments(model: ModelConfig, rows: Iterable[Row]) -> Iterable[str]:
-    """One line a way: how long a segment of the random modules would take."""
-    if reckoned := reckon(model, rows):
+    """A line for each way: how long a segment of the random modules would take."""
+    if estimates := estimate_segments(model, rows):
         runs, video = runs_of_a_segment(model), model.video
         parts = ", ".join(f"{count} × {DECISIVE[graph].removeprefix('one ')}" for graph, count in runs.items())
         yield (
             f"\na segment of {video.segment_frames} frames, {video.segment_frames / video.fps:.2f} s to watch, "
-            f"would take of that ({parts}):"
+            f"would take as the sum of {parts}:"
         )
-        for way, found in reckoned.items():
+        for way, found in estimates.items():
             yield (
                 f"  {HEADS[way]:<21}{found.seconds:>9.3g} s, {found.real_time_factor:.3g} × real time; "
-                f"{found.overlapped_real_time_factor:.3g} with stages overlapped"
+                f"{found.overlapped_real_time_factor:.3g} with lanes overlapped"
             )
 
 
 def random_rows(rows: Iterable[Row]) -> list[Row]:
-    """Those of the random modules."""
+    """The rows of the random modules."""
     return [row for row in rows if not row.name.startswith("bundle/")]
 
 
 def complaints(rows: Iterable[Row | VideoRow]) -> Iterable[str]:
-    """What is not ok, and why; what was compared with nothing."""
+    """A line for each row or way that is not ok, or was not compared, with the reason."""
     for row in rows:
         if row.status != "ok":
             yield f"{row.name}: {row.status}: {row.detail}"
@@ -138,7 +137,7 @@ def _needs(row: Row) -> Iterable[str]:
 
 
 def _amount(value: float, unit: str) -> str:
-    """A number of tera- or gigathings, in smaller ones where it is small."""
+    """An amount with its unit, or with the next smaller unit if it is below 0.1."""
     smaller = {"TFLOP": "GFLOP", "GB": "MB"}
     return f"{value:.3g} {unit}" if value >= 0.1 else f"{1e3 * value:.3g} {smaller[unit]}"
 
@@ -166,7 +165,7 @@ def _video_table(row: VideoRow) -> Table:
     table.add_column("by", no_wrap=True)
     for head in ("s", "±", "× real time", "first frames s", "MB", "levels off", "build s", "open s"):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("s of each stage")
+    table.add_column("s of each network")
     for backend, found in row.ways.items():
         table.add_row(BACKENDS[backend], *_video_cells(found))
     return table
@@ -175,13 +174,13 @@ def _video_table(row: VideoRow) -> Table:
 def _video_cells(found: VideoMeasurement) -> list[str]:
     if found.seconds is None or found.min_seconds is None or found.max_seconds is None:
         return [found.status]
-    stages = ", ".join(f"{stage} {s:.2g}" for stage, s in found.stage_seconds.items() if s > found.seconds / 100)
+    networks = ", ".join(f"{name} {s:.2g}" for name, s in found.network_seconds.items() if s > found.seconds / 100)
     return [
         f"{found.seconds:.3g}", f"{(found.max_seconds - found.min_seconds) / 2 / found.seconds:.0%}",
         f"{found.real_time_factor:.3g}",
         f"{found.first_frame_seconds:.2g}", "–" if found.peak_memory_mb is None else f"{found.peak_memory_mb:.0f}",
         "–" if found.mean_levels is None else f"{found.mean_levels:.2f}", _seconds(found),
-        f"{found.open_seconds:.1f}", stages,
+        f"{found.open_seconds:.1f}", networks,
     ]
 
 
@@ -199,15 +198,16 @@ def write_json(
     folder: Path, setting: Mapping[str, Any], ceiling: Mapping[str, float], rows: Sequence[Row | VideoRow],
     random: ModelConfig, smoke: bool,
 ) -> Path:
-    """Write the whole result; the name holds the device and the date, or says that it is a smoke run."""
+    """Write the whole result to a file named after device and date, or gpu-smoke.json. Returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", str(setting["device"]).lower()).strip("-")
     day = str(setting["date"])[:19].replace(":", "").replace("T", "-")
     path = folder / ("gpu-smoke.json" if smoke else f"gpu-{device}-{day}.json")
     graphs = [row for row in rows if isinstance(row, Row)]
+    estimates = estimate_segments(random, random_rows(graphs))
     result = {
         **setting, "ceilings": ceiling,
-        "segments": {way: dataclasses.asdict(found) for way, found in reckon(random, random_rows(graphs)).items()},
+        "segments": {way: dataclasses.asdict(found) for way, found in estimates.items()},
         "videos": [dataclasses.asdict(row) for row in rows if isinstance(row, VideoRow)],
         "rows": [dataclasses.asdict(row) for row in graphs],
     }

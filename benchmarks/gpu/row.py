@@ -1,4 +1,4 @@
-"""One row: a graph at one size and precision, run in every way; parity first, then times."""
+"""One row: a graph at one size and precision, run in every way. Parity comes first, then the time."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gpu.parity import EAGER_FACTOR, TOLERANCE, graph_sizes, largest_error, make
 from gpu.runners import Array, BoundSession, Feed, Runner, ShippedSession, TorchModule
 
 WAYS = ("eager", "session", "bound", "ort-graph", "tensorrt", "tensorrt-rtx", "compile", "compile-graph")
-"""PyTorch eager; arlon_rt's session of ONNX Runtime; ONNX Runtime bound once, then as a CUDA graph; arlon_rt's session
-of either TensorRT; torch.compile, then as a CUDA graph."""
+"""Ways to run a row: PyTorch eager; arlon_rt's session of ONNX Runtime; ONNX Runtime bound once, and as a CUDA graph;
+arlon_rt's sessions of both TensorRTs; torch.compile, and as a CUDA graph."""
 
 COMPILED = ("compile", "compile-graph")
 
@@ -29,36 +29,36 @@ BACKEND_OF = {
     "session": "onnxruntime", "bound": "onnxruntime", "ort-graph": "onnxruntime",
     "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx",
 }
-"""Way -> arlon_rt's backend that it needs; the others need torch alone."""
+"""Way -> the backend of arlon_rt that it needs. The other ways need only torch."""
 
 GRAPHED = ("ar_step",)
-"""Graphs so short that launches decide: only these are run as CUDA graphs."""
+"""Graphs that are run as CUDA graphs, because they are so short that launching takes most of their time."""
 
 MIN_REPEATS = 3
 
 COMPILE_SECONDS = 60.0
-"""What torch.compile may take of a full-size graph."""
+"""Seconds that torch.compile may need for a full-size graph."""
 
 CAPTURE_CALLS = 4
-"""Calls before a CUDA graph is compared: the first ones run and record, the last one replays."""
+"""Calls before the outputs of a CUDA graph are compared: the first ones run and capture, the last one replays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long and how large to measure."""
+    """How long and at which sizes to measure."""
 
     warmup: int
     repeats: int
     seconds: float
-    """A measurement ends after this long, but not before `MIN_REPEATS`."""
+    """A measurement ends after this time, but not before `MIN_REPEATS`."""
     small: bool
-    """Small sizes in place of those that graphs.py optimises for."""
+    """Whether to use small sizes in place of the ``opt`` sizes of graphs.py."""
     deadline: float
-    """On time.monotonic; what has not begun by then is skipped."""
+    """On time.monotonic. A measurement that has not begun by then is skipped."""
     build_seconds: float
-    """An engine that takes longer is given up."""
+    """An engine that takes longer to build is skipped."""
     threads: int | None
-    """Of one operator of ONNX Runtime."""
+    """CPU threads of one operator of ONNX Runtime."""
 
 
 @dataclass(kw_only=True)
@@ -69,37 +69,37 @@ class Measurement:
     """``ok``, ``parity failed``, ``error`` or ``skipped``."""
     detail: str = ""
     relative_error: float | None = None
-    """Against PyTorch in exact float32."""
+    """To PyTorch in exact float32."""
     relative_error_to_eager: float | None = None
-    """Against PyTorch eager in the same precision."""
+    """To PyTorch eager in the same precision."""
     tolerance: float | None = None
     build_seconds: float | None = None
-    """Building its engine, once and for all."""
+    """Time to build its engine, which happens once."""
     open_seconds: float | None = None
-    """Until the first result, at every start: loading, optimising, compiling."""
+    """Time to the first result, which every start takes: loading, optimising, compiling."""
     median_ms: float | None = None
     min_ms: float | None = None
     max_ms: float | None = None
     repeats: int = 0
     tflop_s: float | None = None
     product_fraction: float | None = None
-    """Of the measured matrix product in this precision."""
+    """``tflop_s`` as a part of the measured matrix product in this precision."""
     gb_s: float | None = None
     copy_fraction: float | None = None
-    """Of the measured device copy."""
+    """``gb_s`` as a part of the measured device copy."""
     tokens_s: float | None = None
-    """One run a token, as the times above are."""
+    """Tokens a second with one run for each token, as in the times above."""
     loop_tokens_s: float | None = None
-    """`AT_ONCE` tokens in a loop on the device, where the backend has one."""
+    """Tokens a second with `AT_ONCE` tokens in a loop on the device, if the backend has one."""
 
 
 @dataclass(kw_only=True)
 class Row:
-    """Everything known of one graph at one size and precision."""
+    """The figures of one graph at one size and precision."""
 
     name: str
     status: str = "ok"
-    """``ok``, ``error`` (no way could be tried) or ``skipped``; each way has a status of its own."""
+    """``ok``, ``error`` (no way could be tried) or ``skipped``. Each way has a status of its own."""
     detail: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
     tflop: float | None = None
@@ -107,9 +107,9 @@ class Row:
     gbytes: float | None = None
     """Bytes that one run must move, in 10^9."""
     nodes: Mapping[str, int] = field(default_factory=dict)
-    """Nodes by ONNX Runtime's execution provider; on a GPU, those left on the CPU cost copies."""
+    """Execution provider of ONNX Runtime -> number of its nodes. Nodes on the CPU of a GPU run cost copies."""
     prepare_seconds: float | None = None
-    """Making or loading the weights, and exporting."""
+    """Time to draw or load the weights, and to export."""
     ways: dict[str, Measurement] = field(default_factory=dict)
 
 
@@ -117,7 +117,7 @@ def measure_row(
     row: Row, subject: Subject, graph: str, precision: str, ways: Sequence[str], backends: Mapping[str, Backend],
     device: Device, ceiling: Mapping[str, float], effort: Effort,
 ) -> None:
-    """Add to ``row`` the ways that run here. What fails in one becomes its measurement; what fails before is raised."""
+    """Measure ``row`` in each way that runs on this machine. A failure of one way is kept as its measurement."""
     began = time.perf_counter()
     case = subject.case(graph, precision)
     row.prepare_seconds = time.perf_counter() - began
@@ -171,7 +171,7 @@ def _measure(
         return found
     except BuildTimeout as error:
         return Measurement(status="skipped", detail=str(error))
-    except Exception as error:  # the failure of one way is a result; the others go on
+    except Exception as error:  # one way that fails must not lose the others
         return Measurement(status="error", detail=error_text(error))
     finally:
         if runner is not None:
@@ -237,7 +237,7 @@ def _median(call: Call, device: Device, effort: Effort) -> float:
 
 
 def _rate(found: Measurement, row: Row, case: Case, ceiling: Mapping[str, float]) -> None:
-    """Turn a time into rates and into fractions of the ceilings."""
+    """Add rates, and their parts of the ceilings, to a measurement with a time."""
     if found.median_ms is None or row.tflop is None or row.gbytes is None:
         return
     found.tflop_s = 1e3 * row.tflop / found.median_ms

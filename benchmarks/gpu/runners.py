@@ -1,4 +1,4 @@
-"""The ways a graph is run: a session of arlon_rt; ONNX Runtime bound once, or as a CUDA graph; PyTorch."""
+"""Runners of a graph: a session of arlon_rt; ONNX Runtime bound once, or as a CUDA graph; PyTorch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Runner(Protocol):
 
 
 class ShippedSession:
-    """A session of `arlon_rt`, of any backend: inputs and outputs held, caches in place, bound anew at every call."""
+    """A session of `arlon_rt`, of any backend. Inputs and outputs stay on the device; every call binds them again."""
 
     def __init__(self, session: Session, feed: Feed) -> None:
         self.session = session
@@ -48,7 +48,7 @@ class ShippedSession:
         self._last = self.session.run(self._feed, self._hold)
 
     def write_tokens(self) -> None:
-        """`AT_ONCE` runs of ``ar_step`` as the token model has them made by a session that loops."""
+        """Run ``ar_step`` `AT_ONCE` times in a loop on the device, as the token model does."""
         assert isinstance(self.session, Looping)
         arrays, caches = self._arrays, [t.alias for t in self.session.spec.outputs if t.alias]
         each = {name: np.stack([arrays[name]] * AT_ONCE) for name in ("grid", "write_index", "uniform")}
@@ -65,7 +65,7 @@ class ShippedSession:
 
 
 class BoundSession:
-    """The same file in ONNX Runtime with every input and output bound once: what a graph costs without its session."""
+    """The same file in ONNX Runtime with every input and output bound once: the cost of a graph without its session."""
 
     def __init__(
         self, case: Case, feed: Feed, device: Device, threads: int | None, like: Feed, *, cuda_graph: bool = False
@@ -74,7 +74,7 @@ class BoundSession:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        options.use_deterministic_compute = True  # as `OrtSession` has it
+        options.use_deterministic_compute = True  # as in `OrtSession`
         options.log_severity_level = 3
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self._opened: Any = onnxruntime.InferenceSession(str(case.file), options, device.providers(cuda_graph))
@@ -97,7 +97,7 @@ class BoundSession:
         return {n: np.array(v.numpy()) for n, v in self._outputs.items()}
 
     def nodes(self) -> dict[str, int]:
-        """How many nodes each execution provider took; nodes on the CPU of a GPU run cost copies."""
+        """Execution provider -> number of its nodes. Nodes on the CPU of a GPU run cost copies."""
         assigned = self._opened.get_provider_graph_assignment_info()
         return dict(Counter(part.ep_name for part in assigned for _ in part.get_nodes()))
 
@@ -107,7 +107,7 @@ class BoundSession:
 
 
 class TorchModule:
-    """The torch module of a graph; eager, or through torch.compile with ``options``."""
+    """The torch module of a graph: eager, or with torch.compile if it has ``options``."""
 
     def __init__(
         self, spec: GraphSpec, network: nn.Module, feed: Feed, device: Device, *,
@@ -127,7 +127,7 @@ class TorchModule:
         if options is not None:
             torch.compiler.reset()
             for tensor in self._inputs:
-                torch._dynamo.mark_static_address(tensor)  # else a CUDA graph copies every cache at every call
+                torch._dynamo.mark_static_address(tensor)  # otherwise a CUDA graph copies every cache at every call
             self._forward = torch.compile(forward, dynamic=False, fullgraph=True, **options)
 
     def __call__(self) -> None:

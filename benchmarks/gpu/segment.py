@@ -1,4 +1,4 @@
-"""What a segment of the full-size model would take by each way, reckoned from the times of the graphs that decide."""
+"""How long a segment of the full-size model would take in each way, from the times of the decisive graphs."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from dataclasses import dataclass
 
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import graph_specs
-from arlon_rt.options import DEFAULTS
+from arlon_rt.options import OPTIONS
 from gpu.row import WAYS, Row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reckoned:
-    """A segment by one way. Graphs that run once a prompt or a segment, copies and the host are left out."""
+class SegmentEstimate:
+    """The time of a segment in one way, without copies, the host, and graphs that run once a prompt or segment."""
 
     seconds: float
     real_time_factor: float
-    """Seconds of video made in a second, stages one after the other; overlapped they take as long as the longest."""
+    """Seconds of video generated in a second, with lanes one after the other."""
     overlapped_real_time_factor: float
+    """The same with lanes overlapped, which takes as long as the slowest lane."""
 
 
 def runs_of_a_segment(model: ModelConfig) -> dict[str, int]:
-    """How often each graph that decides runs: once a token, a denoising step, a chunk of the video autoencoder."""
+    """Decisive graph -> its runs in a segment: one for each denoising step, chunk of frames, or token."""
     runs = {
-        "dit": int(DEFAULTS["num_inference_steps"]),
+        "dit": int(OPTIONS["num_inference_steps"].default),
         "vae_decoder": math.ceil(model.video.segment_frames / model.vae.chunk_frames),
     }
     if model.ar and model.vq:
@@ -34,20 +35,20 @@ def runs_of_a_segment(model: ModelConfig) -> dict[str, int]:
     return runs
 
 
-def reckon(model: ModelConfig, rows: Iterable[Row]) -> dict[str, Reckoned]:
-    """For each way that was measured in all of the graphs that decide. ``rows`` are those of ``model``."""
+def estimate_segments(model: ModelConfig, rows: Iterable[Row]) -> dict[str, SegmentEstimate]:
+    """Way -> its estimate, for ways that were measured for all decisive graphs. ``rows`` are those of ``model``."""
     graphs = {row.name.split("/")[1]: row for row in rows}
     found = {}
     for way in WAYS:
-        stages = []
+        lanes = []
         for graph, runs in runs_of_a_segment(model).items():
             measured = graphs[graph].ways.get(way) if graph in graphs else None
             if measured and measured.median_ms is not None:
-                stages.append(runs * measured.median_ms / 1e3)
-        if len(stages) == len(runs_of_a_segment(model)):
+                lanes.append(runs * measured.median_ms / 1e3)
+        if len(lanes) == len(runs_of_a_segment(model)):
             video = model.video.segment_frames / model.video.fps
-            found[way] = Reckoned(
-                seconds=sum(stages), real_time_factor=video / sum(stages),
-                overlapped_real_time_factor=video / max(stages),
+            found[way] = SegmentEstimate(
+                seconds=sum(lanes), real_time_factor=video / sum(lanes),
+                overlapped_real_time_factor=video / max(lanes),
             )
     return found

@@ -1,4 +1,4 @@
-"""For ``--smoke``: both TensorRTs on the stand-in GPU of the tests, where engines are ONNX Runtime on the CPU."""
+"""Stand-ins for ``--smoke``: both TensorRTs on the GPU of tests/fake_gpu.py, whose engines are ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TESTS = Path(__file__).parents[2] / "tests"
 
 
 class StandInGpu:
-    """One GPU that is not there; its work waits until somebody does."""
+    """A stand-in for a GPU, whose work is done when somebody waits for it."""
 
     def __init__(self) -> None:
         if str(TESTS) not in sys.path:
@@ -25,16 +25,16 @@ class StandInGpu:
         self.fake: Any = self.module.FakeGpu()
 
     def finish(self) -> None:
-        """Let it do what it has left."""
+        """Do all work that waits."""
         self.fake.settle()
 
     def used_bytes(self) -> int:
-        """Of its memory, now."""
+        """Bytes of its memory that are in use."""
         return int(self.fake.live)
 
 
 class StandInEngines:
-    """A TensorRT of a `StandInGpu`; implements `gpu_backends.Backend`."""
+    """A TensorRT on a `StandInGpu`; implements `gpu.backends.Backend`."""
 
     version = "stand-in"
 

@@ -1,4 +1,4 @@
-"""A whole video by each backend: real-time factor, first frames, memory, and its frames beside those of the CPU."""
+"""A whole video by each backend: real-time factor, first frames, memory, and its difference to the CPU's frames."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from gpu.row import BACKEND_OF, Effort, error_text
 PROMPT = "a red circle moves right on a black background"
 SEED = 3
 MEAN_LEVELS = 2.0
-"""Mean difference, of 255, that frames may have to those of fp32 on the CPU: fp16 stays below one, a wrong cache or
-mask makes another video, tens of levels away."""
+"""The largest mean difference, of 255 levels, to the frames of fp32 on the CPU. fp16 stays below one level; a wrong
+cache or mask gives another video, which differs by tens of levels."""
 VIDEOS = 3
-"""Made for the time, after one that is compared."""
+"""Videos that are timed, after one that is compared."""
 CPU_SECONDS = 90.0
-"""For the frames of the CPU; those of a full-size bundle would take hours."""
+"""Seconds for the frames of the CPU. Those of a full-size bundle would take hours."""
 SAMPLE_SECONDS = 0.005
 
 Frames = NDArray[np.uint8]
@@ -39,7 +39,7 @@ Frames = NDArray[np.uint8]
 
 @dataclass(kw_only=True)
 class VideoMeasurement:
-    """The video by one backend; times are medians."""
+    """The figures of the video by one backend. Times are medians."""
 
     status: str
     """``ok``, ``parity failed``, ``error`` or ``skipped``."""
@@ -47,26 +47,28 @@ class VideoMeasurement:
     mean_levels: float | None = None
     """Mean difference to the frames of the CPU in fp32, of 255 levels."""
     build_seconds: float | None = None
-    """Building the engines, once and for all."""
+    """Time to build the engines, which happens once."""
     open_seconds: float | None = None
-    """Opening the pipeline and making the first video, less the time of another."""
+    """Time to open the pipeline and generate the first video, minus the time of a later video."""
     seconds: float | None = None
     min_seconds: float | None = None
     max_seconds: float | None = None
     first_frame_seconds: float | None = None
-    """From the request to the first frames."""
+    """Time from the request to the first frames."""
     real_time_factor: float | None = None
-    """Seconds of video made in a second."""
-    stage_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of the video in the middle; stages overlap."""
+    """Seconds of video generated in a second."""
+    network_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Network -> its time in the median video. Networks run at the same time."""
     peak_memory_mb: float | None = None
-    """What the device had in use more than before the pipeline was opened, at most, sampled; its CUDA context may
-    count or not, as others had made one before."""
+    """The most device memory in use, in samples, minus what was in use before the pipeline opened.
+
+    The CUDA context counts only if no earlier measurement created one.
+    """
 
 
 @dataclass(kw_only=True)
 class VideoRow:
-    """A video of a bundle in one precision, by every backend."""
+    """The figures of a bundle's video in one precision, by every backend."""
 
     name: str
     status: str = "ok"
@@ -76,14 +78,17 @@ class VideoRow:
     height: int = 0
     width: int = 0
     video_seconds: float = 0.0
-    """How long it is to watch."""
+    """Its length."""
     cpu_seconds: float | None = None
-    """What its frames took on the CPU in fp32, by ONNX Runtime."""
+    """Time for its frames by ONNX Runtime on the CPU in fp32."""
     ways: dict[str, VideoMeasurement] = field(default_factory=dict)
 
 
 def video_options(small: bool) -> GenerateOptions:
-    """Two segments, or ``small`` one chunk; the likeliest tokens, as a draw may differ where arithmetic does."""
+    """Options for two segments, or for one chunk if ``small``.
+
+    Tokens are the likeliest ones: sampled tokens could differ where arithmetic differs a little.
+    """
     return GenerateOptions(
         num_frames=17 if small else 119, num_inference_steps=2 if small else 10, seed=SEED, temperature=0.0
     )
@@ -93,7 +98,7 @@ def measure_video(
     row: VideoRow, bundle: Bundle, precision: str, ways: Sequence[str], backends: Mapping[str, Backend],
     device: Device, effort: Effort,
 ) -> None:
-    """Add to ``row`` the backends that run here; what fails in one becomes its measurement."""
+    """Measure ``row`` with each backend that runs on this machine. A failure of one is kept as its measurement."""
     options = video_options(effort.small)
     resolved = options.resolved(bundle)
     row.num_frames, row.num_inference_steps = resolved.num_frames, resolved.num_inference_steps
@@ -101,20 +106,20 @@ def measure_video(
     began = time.monotonic()
     expected = _on_cpu(bundle, options, effort.threads)
     row.cpu_seconds = time.monotonic() - began if isinstance(expected, np.ndarray) else None
-    asked = dict.fromkeys(BACKEND_OF[way] for way in ways if way in BACKEND_OF)
-    for name, backend in ((n, backends[n]) for n in asked if n in backends):
+    names = dict.fromkeys(BACKEND_OF[way] for way in ways if way in BACKEND_OF)
+    for name, backend in ((n, backends[n]) for n in names if n in backends):
         device.release()
         row.ways[name] = _measure(backend, bundle, precision, options, expected, device, effort)
     device.release()
 
 
 def _on_cpu(bundle: Bundle, options: GenerateOptions, threads: int | None) -> Frames | str:
-    """The frames in fp32 on the CPU, or why there are none: times are worth having all the same."""
+    """The frames in fp32 on the CPU, or the reason why there are none. The times are measured without them, too."""
     end = time.monotonic() + CPU_SECONDS
 
     def in_time(event: object) -> None:
         if time.monotonic() > end:
-            raise TimeoutError(f"it had made none after {CPU_SECONDS:g} s")
+            raise TimeoutError(f"the CPU had no frames after {CPU_SECONDS:g} s")
 
     try:
         with opened(OnnxRuntime("cpu", threads), bundle, "fp32") as pipeline:
@@ -144,7 +149,7 @@ def _measure(
                     _time(found, pipeline, options, effort)
     except BuildTimeout as error:
         return VideoMeasurement(status="skipped", detail=str(error))
-    except Exception as error:  # the other backends are worth having
+    except Exception as error:  # one backend that fails must not lose the others
         return VideoMeasurement(status="error", detail=error_text(error), build_seconds=found.build_seconds)
     return found
 
@@ -168,7 +173,7 @@ def _time(found: VideoMeasurement, pipeline: Pipeline, options: GenerateOptions,
     found.seconds, found.real_time_factor = middle.wall_seconds, middle.real_time_factor
     found.min_seconds, found.max_seconds = ends[0].wall_seconds, ends[-1].wall_seconds
     found.first_frame_seconds = statistics.median(end.first_chunk_seconds for end in ends)
-    found.stage_seconds = {str(network): s for network, s in middle.network_seconds.items()}
+    found.network_seconds = {str(network): s for network, s in middle.network_seconds.items()}
     assert found.open_seconds is not None
     found.open_seconds = max(0.0, found.open_seconds - middle.wall_seconds)
 
@@ -181,14 +186,14 @@ def _make(pipeline: Pipeline, options: GenerateOptions) -> tuple[Frames, Finishe
 
 @contextmanager
 def opened(backend: Backend, bundle: Bundle, precision: str) -> Iterator[Pipeline]:
-    """A pipeline of the backend's sessions."""
+    """A pipeline that runs the backend's sessions."""
     sessions = backend.open(bundle, list(graph_specs(bundle.model)), precision)
     with Pipeline(bundle, Networks.of(bundle, sessions, precision), backend=backend.name) as pipeline:
         yield pipeline
 
 
 class Peak:
-    """The most memory that the device has in use while this is entered, beyond what it had before."""
+    """Samples the device memory in use, to find the most beyond what was in use before."""
 
     def __init__(self, device: Device) -> None:
         self._device, self._over = device, threading.Event()
@@ -196,7 +201,7 @@ class Peak:
         self._thread = threading.Thread(target=self._watch, name="memory of the device", daemon=True)
 
     def stop(self) -> float | None:
-        """Look no further; MB, ``None`` where the device does not tell."""
+        """Stop sampling. Returns MB, or ``None`` if the device has no such figure."""
         self._look()
         self._over.set()
         self._thread.join()

@@ -1,1 +1,1 @@
-"""From a bundle's ONNX graphs to TensorRT engines. Imports TensorRT and arlon_rt; never torch, onnx, arlon_export."""
+"""Builds TensorRT engines of a bundle's graphs. It imports TensorRT and arlon_rt, never torch, onnx or arlon_export."""

@@ -1,4 +1,4 @@
-"""A whole build: which engines are wanted, which are there, and the others one after the other."""
+"""A whole build: plans which engines a request needs, and builds those that are missing or out of date."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from arlon_engines.engine import Job
-from arlon_engines.events import Built, Kept, NotBuilt, OnEvent, Waiting
+from arlon_engines.events import EngineBuilt, EngineFailed, EngineKept, OnEvent, WaitingForBuild
 from arlon_engines.flavour import open_flavour
 from arlon_engines.lock import building_in
 from arlon_engines.process import build_in_process
@@ -19,34 +19,34 @@ from arlon_rt.errors import ArlonError, EngineError, OptionsError
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be built of a bundle."""
+    """The engines to build of a bundle."""
 
     flavour: FlavourName
     precision: str
     gpus: tuple[str, ...]
-    """``"sm89"``, …: one set of engines each."""
+    """Compute capabilities such as ``"sm89"``; each gets engines of its own."""
     sizes: tuple[Size, ...] = ()
-    """Empty: engines take every size the bundle allows."""
+    """Sizes of the profiles; empty for engines that take every size of the bundle."""
     only: tuple[str, ...] = ()
-    """Empty: every graph of the bundle."""
+    """Names of graphs; empty for every graph of the bundle."""
     weight_streaming: bool = False
-    """Whether engines may be told, when they are loaded, to keep a part of their weights in the host's memory."""
+    """Whether engines can keep a part of their weights in the host's memory, chosen when they are loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """One engine that is wanted."""
+    """One engine of a request."""
 
     job: Job
     reason: str | None
-    """Why it must be built; ``None``: it is there and fits."""
+    """Why it must be built; ``None`` if it exists and fits."""
 
 
 def plan(bundle: Bundle, request: Request) -> list[Planned]:
-    """Every engine that the request wants, graph by graph, and why it must be built if it must.
+    """Every engine of the request, graph by graph.
 
     Raises:
-        ArlonError: a graph or a precision is not there, or TensorRT cannot build for a GPU.
+        ArlonError: the bundle lacks a graph or a precision, or TensorRT cannot build for a GPU.
     """
     flavour = open_flavour(request.flavour)
     for gpu in request.gpus:
@@ -65,21 +65,21 @@ def plan(bundle: Bundle, request: Request) -> list[Planned]:
     ]
 
 
-def build(bundle: Bundle, request: Request, on_event: OnEvent) -> list[NotBuilt]:
-    """Build what is missing or changed; return what could not be built.
+def build(bundle: Bundle, request: Request, on_event: OnEvent) -> list[EngineFailed]:
+    """Build the engines that are missing or out of date; return those that could not be built.
 
     Raises:
-        ArlonError: nothing could be begun.
+        ArlonError: no engine could be started.
     """
     store = store_to_build_in(bundle)
-    with building_in(store.folder, lambda: on_event(Waiting(folder=store.folder))):
+    with building_in(store.folder, lambda: on_event(WaitingForBuild(folder=store.folder))):
         return [failed for planned in plan(bundle, request) if (failed := _build(store, planned, on_event))]
 
 
-def _build(store: EngineStore, planned: Planned, on_event: OnEvent) -> NotBuilt | None:
+def _build(store: EngineStore, planned: Planned, on_event: OnEvent) -> EngineFailed | None:
     job = planned.job
     if planned.reason is None:
-        on_event(Kept(graph=job.graph, identity=job.identity))
+        on_event(EngineKept(graph=job.graph, identity=job.identity))
         return None
     _sweep(job)
     try:
@@ -87,12 +87,12 @@ def _build(store: EngineStore, planned: Planned, on_event: OnEvent) -> NotBuilt 
         record(entry.header.plan_sha256)
         store.add(entry, _readable(store))
     except ArlonError as error:
-        failed = NotBuilt(graph=job.graph, identity=job.identity, message=str(error))
+        failed = EngineFailed(graph=job.graph, identity=job.identity, message=str(error))
         on_event(failed)
         return failed
     finally:
         _sweep(job)
-    on_event(Built(entry=entry))
+    on_event(EngineBuilt(entry=entry))
     return None
 
 
@@ -109,18 +109,18 @@ def _planned(bundle: Bundle, store: EngineStore, graph: str, identity: Identity,
 
 
 def _graphs(bundle: Bundle, request: Request) -> tuple[str, ...]:
-    there = tuple(bundle.manifest.graphs)
+    known = tuple(bundle.manifest.graphs)
     for graph in request.only:
-        if graph not in there:
-            raise OptionsError(f"only is {graph!r:.80}; this bundle has {', '.join(there)}")
-    chosen = tuple(graph for graph in there if not request.only or graph in request.only)
+        if graph not in known:
+            raise OptionsError(f"only is {graph!r:.80}; this bundle has {', '.join(known)}")
+    chosen = tuple(graph for graph in known if not request.only or graph in request.only)
     for graph in chosen:
         bundle.graph(graph, request.precision)
     return chosen
 
 
 def _readable(store: EngineStore) -> tuple[EngineEntry, ...]:
-    """What the index lists; nothing of one that is damaged, whose engines are then all built again."""
+    """The engines in the index; none if it is damaged, so that all are built again."""
     try:
         return store.index().engines
     except EngineError:
@@ -128,7 +128,7 @@ def _readable(store: EngineStore) -> tuple[EngineEntry, ...]:
 
 
 def _sweep(job: Job) -> None:
-    """Remove what a process that was killed left half-written; the lock says that nobody else is at it."""
+    """Remove files that a killed process left half-written; the lock says that no other build writes them."""
     with contextlib.suppress(OSError):
         for path in job.target.parent.glob(f".{job.target.name}.*"):
             path.unlink()

@@ -1,4 +1,4 @@
-"""``arlon-rt build``; this file and display.py are what prints of the builder."""
+"""The command ``arlon-rt build``. In this package only commands.py and display.py print."""
 
 from __future__ import annotations
 
@@ -24,30 +24,38 @@ class Build:
     """The command; see `arlon_rt.cli.main.Command`."""
 
     help = (
-        "Build TensorRT engines of a bundle's graphs, those that are missing or out of date. They go into the "
-        "bundle's folder engines/, or into your cache if the bundle cannot be written."
+        "Build the TensorRT engines of a bundle's graphs that are missing or out of date. They are stored in the "
+        "bundle's folder engines/, or in your cache if the bundle cannot be written."
     )
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add_bundle(parser)
-        parser.add_argument("--backend", choices=FLAVOURS, required=True, help="which TensorRT they are for")
-        parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="default: fp16")
+        parser.add_argument("--backend", choices=FLAVOURS, required=True, help="the TensorRT that will run the engines")
+        parser.add_argument(
+            "--precision", choices=PRECISIONS, default="fp16", help="precision of the graphs (default: %(default)s)"
+        )
         parser.add_argument(
             "--gpu", action="append", metavar="smNN", help="compute capability; repeat it (default: this machine's GPU)"
         )
         parser.add_argument(
             "--profile", action="append", metavar="WxHxF",
-            help="width, height and longest segment; repeat it (default: any size, tuned for the bundle's own)",
+            help="width, height and frames of a segment at most; repeat it (default: any size, tuned for the bundle's)",
         )
         parser.add_argument(
             "--weight-streaming", action="store_true",
-            help="engines that can keep a part of their weights in the host's memory, for `generate --vram-budget`",
+            help="build engines that can keep part of their weights in the host's memory, for `generate --vram-budget` "
+                 "(default: off)",
         )
-        parser.add_argument("--only", metavar="GRAPH,GRAPH", help="build these graphs alone, e.g. dit,vae_decoder")
-        parser.add_argument("--dry-run", action="store_true", help="say what would be built, and why")
+        parser.add_argument(
+            "--only", metavar="GRAPH,GRAPH", help="build only these graphs, e.g. dit,vae_decoder (default: all)"
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="print what would be built, and why; build nothing (default: off)"
+        )
         parser.add_argument(
             "--polygraphy", type=Path, metavar="DIR",
-            help="write scripts there with which Polygraphy compares each engine with ONNX Runtime; build nothing",
+            help="write scripts with which Polygraphy compares engines with ONNX Runtime to DIR; build nothing "
+                 "(default: off)",
         )
 
     def run(self, args: argparse.Namespace) -> int:
@@ -67,19 +75,19 @@ class Build:
             with Display(console) as display:
                 failed = build(bundle, request, display.event)
         except KeyboardInterrupt:
-            console.print("interrupted: engines that are done are kept, and the same command goes on with the others")
+            console.print("interrupted: finished engines are kept; the same command builds the others")
             raise
         if failed:
             names = ", ".join(f"{f.graph} for {f.identity.compute_capability}" for f in failed)
-            raise BuildError(f"no engine of {names}; the reason stands above, and the others are there")
+            raise BuildError(f"no engine of {names}; the reasons are printed above, and all other engines are ready")
         return 0
 
 
 def read_request(args: argparse.Namespace, bundle: Bundle) -> Request:
-    """What the arguments ask for.
+    """The request that the arguments describe.
 
     Raises:
-        OptionsError: a GPU or a profile is not of the form expected, or no GPU is named and none is here.
+        OptionsError: a GPU or a profile is malformed, or no GPU is named and this machine has none.
     """
     return Request(
         flavour=args.backend, precision=args.precision, gpus=_gpus(args.gpu),
@@ -94,7 +102,7 @@ def _gpus(named: list[str] | None) -> tuple[str, ...]:
         try:
             return (compute_capability(),)
         except BackendError as error:
-            raise OptionsError(f"no --gpu is given, e.g. --gpu sm89, and {error}") from error
+            raise OptionsError(f"the command line has no --gpu (e.g. --gpu sm89), and {error}") from error
     for gpu in named:
         if not re.fullmatch(r"sm\d{2,3}", gpu):
             raise OptionsError(f"gpu is {gpu!r:.80}; sm and the compute capability are expected, e.g. sm89 for 8.9")

@@ -1,4 +1,4 @@
-"""What `arlon-rt build` shows: a bar for TensorRT's phase on a terminal, a line for each engine everywhere."""
+"""What `arlon-rt build` prints: a line for each engine, and on a terminal a bar for TensorRT's phase."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from arlon_engines.build import Planned
-from arlon_engines.events import Built, Event, Kept, NotBuilt, Waiting, Working
+from arlon_engines.events import EngineBuilt, EngineFailed, EngineKept, EngineProgress, Event, WaitingForBuild
 from arlon_rt.bundle import EngineEntry
 from arlon_rt.units import scaled
 
+LAYER_LABELS = {"ATTENTION_INPUT": "attention", "KV_CACHE_UPDATE": "cache updates"}
+"""TensorRT layer types that an engine's line counts, and their names in it."""
+
 
 class Display:
-    """Shows each `Event`; use as a context manager."""
+    """Prints each `Event`; use it as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True,
         ) if console.is_terminal else None
-        self._task = self._bar.add_task("looking", total=None) if self._bar else None
+        self._task = self._bar.add_task("reading the bundle", total=None) if self._bar else None
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -38,8 +41,8 @@ class Display:
             self._bar.stop()
 
     def event(self, event: Event) -> None:
-        """The bar's state, or a line."""
-        if isinstance(event, Working):
+        """Move the bar, or print a line."""
+        if isinstance(event, EngineProgress):
             if self._bar and self._task is not None:
                 name = f"{event.graph} {event.identity.compute_capability}: {event.phase}"
                 self._bar.update(self._task, description=escape(name), completed=event.done, total=event.total)
@@ -47,35 +50,32 @@ class Display:
         self._console.print(escape(line_of(event)), soft_wrap=True)
 
 
-def line_of(event: Waiting | Built | Kept | NotBuilt) -> str:
+def line_of(event: WaitingForBuild | EngineBuilt | EngineKept | EngineFailed) -> str:
     """An event as one line."""
-    if isinstance(event, Waiting):
-        return f"another build is at work in {event.folder}; waiting for it"
-    if isinstance(event, Kept):
-        return f"{event.graph} for {event.identity}: there already"
-    if isinstance(event, NotBuilt):
+    if isinstance(event, WaitingForBuild):
+        return f"another build is writing to {event.folder}; waiting for it"
+    if isinstance(event, EngineKept):
+        return f"{event.graph} for {event.identity}: built already"
+    if isinstance(event, EngineFailed):
         return f"{event.graph} for {event.identity}: NOT BUILT: {event.message}"
     return built_line(event.entry)
 
 
 def built_line(entry: EngineEntry) -> str:
-    """Size, time and the layers that matter."""
+    """A built engine as one line: its size, build time and notable layers."""
     header = entry.header
     parts = [
         f"{scaled(header.plan_bytes)}B in {entry.build_seconds:.1f} s", f"{sum(entry.layers.values())} layers",
-        *(f"{count} {what}" for kind, what in SHOWN.items() if (count := entry.layers.get(kind, 0))),
+        *(f"{count} {what}" for kind, what in LAYER_LABELS.items() if (count := entry.layers.get(kind, 0))),
         *(f"{count} {kind} in float32" for kind, count in entry.wider.items()),
     ]
     return f"{header.graph} for {header.identity}: {', '.join(parts)}"
 
 
-SHOWN = {"ATTENTION_INPUT": "attention", "KV_CACHE_UPDATE": "cache updates"}
-
-
 def print_plan(console: Console, plan: Sequence[Planned]) -> None:
-    """One line for each engine: what would be done and why."""
+    """Print one line for each engine: whether it would be built or kept, and why."""
     for planned in plan:
-        what = f"build: {planned.reason}" if planned.reason else "keep: there already"
+        what = f"build: {planned.reason}" if planned.reason else "keep: built already"
         console.print(escape(f"{planned.job.graph} for {planned.job.identity}: {what}"), soft_wrap=True)
     missing = sum(planned.reason is not None for planned in plan)
     console.print(f"{missing} of {len(plan)} engines would be built")

@@ -1,13 +1,11 @@
-"""One engine: network, configuration and profiles in; a file beside its final name, then renamed, out.
+"""Builds one engine: configures TensorRT, compiles the network and writes the file.
 
-See network.py for how variables that hold TensorRT's objects are named.
+network.py says how variables that hold TensorRT's objects are named.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from arlon_engines.errors import BuildError
-from arlon_engines.events import OnEvent, Working
+from arlon_engines.events import EngineProgress, OnEvent
 from arlon_engines.flavour import Flavour, open_flavour
 from arlon_engines.gate import check_warnings
 from arlon_engines.network import Lines, open_log, parse
@@ -33,11 +31,11 @@ from arlon_rt.bundle import (
     source_hash,
 )
 from arlon_rt.errors import BundleError, OutputError
-from arlon_rt.files import digest_chunks
+from arlon_rt.files import file_sha256, replacing
 from arlon_rt.graphs import GraphSpec
 
 EVENT_SECONDS = 0.1
-"""Between two reports of progress; TensorRT counts thousands of steps."""
+"""The least time between two reports of progress; TensorRT counts thousands of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +50,10 @@ class Job:
 
 
 def build_engine(job: Job, on_event: OnEvent) -> EngineEntry:
-    """Build one engine and put it in its place; nothing is left behind when that fails.
+    """Build one engine and write it to ``job.target``; a failed build leaves no file.
 
     Raises:
-        BuildError: TensorRT refuses the graph, or the network lacks something.
+        BuildError: TensorRT rejects the graph, or the parsed network is not what the graph needs.
         OutputError: the engine could not be written.
     """
     begun = time.monotonic()
@@ -91,41 +89,28 @@ def build_engine(job: Job, on_event: OnEvent) -> EngineEntry:
 
 
 def write_engine(target: Path, write: Callable[[BinaryIO], EngineHeader]) -> EngineHeader:
-    """Let ``write`` put the plan behind a header that is filled in last; rename the whole to ``target``.
+    """Write a temporary file, the plan by ``write`` and then its header, and rename it to ``target``.
 
     Raises:
-        OutputError: the disk is full or the folder cannot be written; ``target`` is as it was.
+        OutputError: the disk is full or the folder cannot be written; ``target`` is unchanged.
     """
-    temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with replacing(target) as file:
             file.seek(HEADER_BYTES)
             header = write(file)
             file.seek(0)
             file.write(encode_header(header))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(target)
     except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror or error}; nothing of it was left") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        raise OutputError(f"{target} cannot be written: {error.strerror or error}; no part of it was kept") from error
     return header
 
 
 def check_files(bundle: Bundle, graph: str, precision: str) -> None:
-    """Hash the graph's files: an engine is known by the hashes that the manifest states."""
+    """Check the hashes of the graph's files: the engine's header takes them from the manifest."""
     entry = bundle.graph(graph, precision)
     for name in (entry.file, *entry.data):
-        digest = hashlib.sha256()
-        for chunk in digest_chunks(contained(bundle.path, name)):
-            digest.update(chunk)
-        if digest.hexdigest() != bundle.manifest.files[name].sha256:
+        if file_sha256(contained(bundle.path, name)) != bundle.manifest.files[name].sha256:
             raise BundleError(
                 f"{name} is not the file that the manifest lists; run `arlon-rt verify {bundle.path}`"
             )
@@ -134,27 +119,29 @@ def check_files(bundle: Bundle, graph: str, precision: str) -> None:
 def _configuration(flavour: Flavour, builder: Any, spec: GraphSpec, job: Job) -> Any:
     trt, gpu = flavour.trt, job.identity.compute_capability
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # set by default; what a graph keeps in float32, it keeps for a reason
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and less exact than the float32 that a graph asks for
     if job.identity.weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     flavour.set_gpu(config, gpu)
-    for wanted in job.profiles:
-        config.add_optimization_profile(_profile(builder, spec, wanted))
+    for ranges in job.profiles:
+        config.add_optimization_profile(_profile(builder, spec, ranges))
     flavour.load_timings(config, gpu)
     return config
 
 
-def _profile(builder: Any, spec: GraphSpec, wanted: EngineProfile) -> Any:
+def _profile(builder: Any, spec: GraphSpec, ranges: EngineProfile) -> Any:
     profile = builder.create_optimization_profile()
     for tensor in spec.inputs:
-        low, best, high = (shape(tensor, wanted, bound) for bound in ("min", "opt", "max"))
+        low, best, high = (shape(tensor, ranges, bound) for bound in ("min", "opt", "max"))
         profile.set_shape(tensor.name, low, best, high)
     return profile
 
 
 def _writer(trt: Any, file: BinaryIO) -> Any:
-    """An IStreamWriter to ``file``. TensorRT for RTX 1.7 calls a build a success whatever `write` returns, and only
-    prints what it raises, so that a fault is kept and raised afterwards."""
+    """An IStreamWriter to ``file`` that keeps an error of `write` for the caller to raise.
+
+    TensorRT for RTX 1.7 reports success whatever `write` returns, and only prints an exception.
+    """
     class Writer(trt.IStreamWriter):  # type: ignore[misc]  # the bindings are not typed
         def __init__(self) -> None:
             super().__init__()
@@ -177,7 +164,7 @@ def _writer(trt: Any, file: BinaryIO) -> Any:
 
 
 def _monitor(trt: Any, job: Job, on_event: OnEvent) -> Any:
-    """An IProgressMonitor that reports the phase TensorRT is in."""
+    """An IProgressMonitor that reports TensorRT's present phase."""
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the bindings are not typed
         def __init__(self) -> None:
             super().__init__()
@@ -195,11 +182,11 @@ def _monitor(trt: Any, job: Job, on_event: OnEvent) -> Any:
                 return True
             self.reported = time.monotonic()
             try:
-                on_event(Working(
+                on_event(EngineProgress(
                     graph=job.graph, identity=job.identity, phase=phase_name, done=step + 1,
                     total=self.totals.get(phase_name, step + 1),
                 ))
-            except BrokenPipeError:   # nobody is there any more who wants the engine
+            except BrokenPipeError:   # the process that wanted the engine has ended
                 return False
             return True
 

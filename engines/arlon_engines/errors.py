@@ -1,4 +1,4 @@
-"""What the builder raises on purpose, under the tree of `arlon_rt.errors`."""
+"""The builder's own error, a leaf of the tree in `arlon_rt.errors`."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from arlon_rt.errors import ArlonError
 
 
 class BuildError(ArlonError, RuntimeError):
-    """A graph cannot become an engine that computes what it should; the message names the graph."""
+    """No correct engine of a graph can be built; the message names the graph."""

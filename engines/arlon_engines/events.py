@@ -1,4 +1,4 @@
-"""What a build says while it runs: plain values that cross from a graph's process to whoever shows them."""
+"""What a build reports while it runs: plain values, which a graph's process sends to the one that prints them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from arlon_rt.bundle import EngineEntry, Identity
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """Another build holds the folder."""
+class WaitingForBuild:
+    """Another build holds the folder's lock; this one waits for it."""
 
     folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Working:
-    """How far TensorRT is with a phase of one engine."""
+class EngineProgress:
+    """TensorRT finished a step of a phase of one engine."""
 
     graph: str
     identity: Identity
@@ -28,28 +28,28 @@ class Working:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
-    """An engine is on the disk."""
+class EngineBuilt:
+    """An engine was built and is on the disk."""
 
     entry: EngineEntry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """An engine was there already."""
+class EngineKept:
+    """An engine exists already and fits the bundle."""
 
     graph: str
     identity: Identity
 
 
 @dataclass(frozen=True, kw_only=True)
-class NotBuilt:
-    """A graph has no engine; the others are built all the same."""
+class EngineFailed:
+    """An engine could not be built; the build goes on with the others."""
 
     graph: str
     identity: Identity
     message: str
 
 
-Event = Waiting | Working | Built | Kept | NotBuilt
+Event = WaitingForBuild | EngineProgress | EngineBuilt | EngineKept | EngineFailed
 OnEvent = Callable[[Event], None]

@@ -1,4 +1,4 @@
-"""The two TensorRTs behind one seam: what differs between them is here and in the two files that implement it."""
+"""What differs between the two TensorRTs: a protocol, which standard.py and rtx.py implement."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from arlon_rt.errors import MissingExtraError
 
 
 class Flavour(Protocol):
-    """One TensorRT. Everything else of its Python API is the same in both."""
+    """One TensorRT; the rest of the Python API is the same in both."""
 
     @property
     def trt(self) -> Any:
-        """Its module."""
+        """Its Python module."""
 
     def check_gpu(self, gpu: str) -> None:
         """Raise `BuildError` unless engines for ``gpu`` can be built on this machine."""
@@ -24,17 +24,17 @@ class Flavour(Protocol):
         """Make the builder configuration ``config`` compile for ``gpu``."""
 
     def load_timings(self, config: Any, gpu: str) -> None:
-        """Give ``config`` what earlier builds measured, if this TensorRT measures."""
+        """Load the kernel timings of earlier builds into ``config``, if this TensorRT measures any."""
 
     def save_timings(self, config: Any, gpu: str) -> None:
-        """Keep what this build measured."""
+        """Save the kernel timings of this build."""
 
 
 def open_flavour(name: FlavourName) -> Flavour:
     """Import the TensorRT called ``name``.
 
     Raises:
-        MissingExtraError: it, or one of its libraries, is not installed.
+        MissingExtraError: its module or one of its libraries is not installed.
     """
     try:
         trt = import_module(MODULES[name])

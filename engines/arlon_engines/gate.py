@@ -1,4 +1,4 @@
-"""What a parsed network must hold before it is compiled: nothing dropped, nothing copied, nothing widened unasked."""
+"""What a parsed network is checked for before it is compiled: nothing was dropped, copied or widened without a word."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from typing import Any
 
 from arlon_engines.errors import BuildError
 from arlon_engines.onnx_nodes import Node
+from arlon_rt.backends.trt import TYPES
 from arlon_rt.bundle import GraphEntry
 from arlon_rt.config import ModelConfig
-from arlon_rt.graphs import GraphSpec, signature
+from arlon_rt.graphs import GraphSpec, StatedTensor, differences
 
-_CONTRACT_TYPE = {
-    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8",
-}
 _OPERATORS = {
     "MATRIX_MULTIPLY": ("MatMul", "Gemm"), "CONVOLUTION": ("Conv",), "DECONVOLUTION": ("ConvTranspose",),
     "ATTENTION_INPUT": ("Attention",),
 }
-"""Heavy layers -> the ONNX operators they come from, by which a manifest says what is kept in float32."""
+"""Heavy layers -> the ONNX operators that they come from, and that a manifest names if they are kept in float32."""
 ATTENTION_INPUTS = 4
-"""Query, key, value, mask: those of an Attention node that TensorRT reads."""
+"""The inputs of an Attention node that TensorRT reads: query, key, value, mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +29,14 @@ class NetworkCounts:
 
     layers: Mapping[str, int]
     wider: Mapping[str, int]
-    """Heavy layers in float32 though the set is half-precision."""
+    """Heavy layers that compute in float32 in a half-precision set."""
 
 
 def check_network(
     trt: Any, network: Any, spec: GraphSpec, precision: str, entry: GraphEntry, expected: LayerFacts,
     nodes: Sequence[Node],
 ) -> NetworkCounts:
-    """Count the layers of ``network`` and compare them with what the graph must have.
+    """The numbers of a network that has all that its graph must have.
 
     Raises:
         BuildError: the message lists every difference.
@@ -47,7 +45,7 @@ def check_network(
     types = Counter(layer.type.name for layer in layers)
     wider = _wider(layers, precision)
     problems = [
-        *_dropped(nodes), *_signature_problems(network, spec, precision), *_unread(network, layers, spec),
+        *_dropped(nodes), *_contract_differences(network, spec, precision), *_unread(network, layers, spec),
         *_attention_problems(trt, layers, expected), *_cache_problems(trt, layers, expected),
         *_widened(wider, precision, entry),
     ]
@@ -64,28 +62,26 @@ def check_warnings(graph: str, warnings: Sequence[str]) -> None:
 
 
 def _dropped(nodes: Sequence[Node]) -> Iterator[str]:
-    """TensorRT for RTX 1.7 parses Attention as if its inputs after the mask were not there, without a word."""
+    """TensorRT for RTX 1.7 ignores the inputs of Attention after the mask, without a warning."""
     for node in nodes:
         extra = [name for name in node.inputs[ATTENTION_INPUTS:] if name]
         if node.operator == "Attention" and extra:
             yield f"TensorRT ignores the input {', '.join(extra)} of node {node.name} (Attention)"
 
 
-def _signature_problems(network: Any, spec: GraphSpec, precision: str) -> Iterator[str]:
-    inputs = {t.name: t for t in (network.get_input(i) for i in range(network.num_inputs))}
-    outputs = {t.name: t for t in (network.get_output(i) for i in range(network.num_outputs))}
-    for kind, tensors, wanted in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
-        for name in tensors.keys() - {t.name for t in wanted}:
-            yield f"the network has an {kind} {name}, which the contract does not state"
-        for name, dtype, _ in signature(wanted, precision):
-            if name not in tensors:
-                yield f"the network has no {kind} {name}"
-            elif (found := _CONTRACT_TYPE.get(tensors[name].dtype.name)) != dtype:
-                yield f"{kind} {name} is {found or tensors[name].dtype.name}; {dtype} is expected"
+def _contract_differences(network: Any, spec: GraphSpec, precision: str) -> list[str]:
+    def stated(tensor: Any) -> StatedTensor:
+        dtype = tensor.dtype.name
+        return tensor.name, TYPES.get(dtype, dtype), tuple(None if size < 0 else size for size in tensor.shape)
+
+    return differences(
+        spec, precision, [stated(network.get_input(i)) for i in range(network.num_inputs)],
+        [stated(network.get_output(i)) for i in range(network.num_outputs)], stated_by="graph",
+    )
 
 
 def _unread(network: Any, layers: Sequence[Any], spec: GraphSpec) -> Iterator[str]:
-    """An input that no node reads is parsed without a word."""
+    """TensorRT parses an input that no node reads without a warning."""
     read = {t.name for layer in layers for i in range(layer.num_inputs) if (t := layer.get_input(i)) is not None}
     names = {t.name for t in (network.get_input(i) for i in range(network.num_inputs))}
     for tensor in spec.inputs:
@@ -106,7 +102,7 @@ def _attention_problems(trt: Any, layers: Sequence[Any], expected: LayerFacts) -
 
 
 def _cache_problems(trt: Any, layers: Sequence[Any], expected: LayerFacts) -> Iterator[str]:
-    """A cache that is not read and written by one update layer is copied, or is not updated at all."""
+    """A cache that no single update layer reads and writes is copied, or is not updated at all."""
     updates = {
         (layer.get_input(0).name, layer.get_output(0).name)
         for layer in layers if layer.type == trt.LayerType.KV_CACHE_UPDATE
@@ -147,19 +143,19 @@ def attention_layers(trt: Any, layers: Sequence[Any]) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFacts:
-    """What a parser that drops something silently would get wrong."""
+    """Counts that are wrong where a parser dropped something silently."""
 
     attention: int
     masked: int
-    """Attention layers that see part of their keys only: by a mask, or causally."""
+    """Attention layers that see only a part of their keys: by a mask, or causally."""
     cache_updates: tuple[tuple[str, str], ...]
-    """(cache input, output): each updated in place by a layer of its own."""
+    """(cache input, output) of each cache, which a layer of its own updates in place."""
 
 
 def expected_layers(c: ModelConfig, spec: GraphSpec) -> LayerFacts:
-    """What the graph ``spec`` of a model with this configuration must have.
+    """The counts of the graph ``spec`` of a model with this configuration.
 
-    In ``ar_prefix`` the last layer's attention feeds nothing: its keys and values are all that is wanted of it.
+    In ``ar_prefix`` the last layer's attention feeds nothing: only its keys and values are needed.
     A pair of the DiT's blocks has four: spatial and temporal self-attention, each with cross-attention to the masked
     text. The autoencoder's 2-D part has one, in the middle.
     """

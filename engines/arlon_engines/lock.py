@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arlon_rt.errors import OutputError
+from arlon_rt.files import locked
 
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def building_in(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of ``folder``, which is made if need be; the system lets go of it when a process ends.
+    """Hold the lock of ``folder``, which is created if need be; ``on_wait`` is called where another build holds it.
 
     Raises:
         OutputError: nothing can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("ab")
+        (folder / LOCK).touch()
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written ({error.strerror}); engines of a bundle that cannot be written go to the "
             f"user's cache: set XDG_CACHE_HOME to a folder that can"
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder / LOCK, on_wait):
         yield

@@ -1,7 +1,7 @@
 """From an ONNX file to a checked TensorRT network.
 
-Here and in engine.py a variable named ``builder``, ``network``, ``parser``, ``config``, … is TensorRT's object of that
-kind: tests/engines/test_tensorrt_names.py reads the names by this rule.
+In this file and in engine.py a variable named ``builder``, ``network``, ``parser``, ``config``, … is TensorRT's object
+of that kind: tests/engines/test_tensorrt_names.py reads the names by this rule.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from arlon_engines.onnx_nodes import read_nodes
 from arlon_rt.bundle import Bundle
 
 LINES_SHOWN = 3
-"""Of the log, in an error: the first names the cause, the others what followed from it."""
+"""Lines of the log in an error message: the first names the cause, the others its consequences."""
 
 
 class Lines:
-    """What TensorRT logged, of warnings and worse."""
+    """The warnings and errors that TensorRT logged."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -45,7 +45,7 @@ def open_log(trt: Any, lines: Lines) -> Any:
 def parse(trt: Any, builder: Any, log: Any, lines: Lines, bundle: Bundle, graph: str, precision: str) -> tuple[
     Any, NetworkCounts
 ]:
-    """Parse the ONNX of ``graph`` and check the network; every attention layer may be decomposed.
+    """The checked network of the ONNX of ``graph``; every attention layer may be decomposed.
 
     Raises:
         BuildError: TensorRT refuses a node (the message names it), or the network lacks something.

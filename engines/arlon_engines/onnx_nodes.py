@@ -1,6 +1,6 @@
-"""The nodes of an ONNX file, read off its protobuf encoding: what TensorRT's parser does not tell it left out.
+"""The nodes of an ONNX file, read from its protobuf encoding. TensorRT's parser does not report inputs that it ignores.
 
-ModelProto.graph is field 7, GraphProto.node 1, NodeProto.input 1, .name 3, .op_type 4. Weights are skipped unread.
+ModelProto.graph is field 7, GraphProto.node 1, NodeProto.input 1, .name 3, .op_type 4. Weights are skipped.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Node:
     name: str
     operator: str
     inputs: tuple[str, ...]
-    """An input that is left out is an empty name."""
+    """Names of its inputs; the name of an omitted one is empty."""
 
 
 def read_nodes(path: Path) -> list[Node]:
-    """The nodes of the main graph, in the file's order; bodies of loops and branches are not looked into.
+    """The nodes of the main graph, in the file's order, without those in the bodies of loops and branches.
 
     Raises:
         BuildError: the file is no ONNX model.

@@ -1,4 +1,4 @@
-"""Files with which NVIDIA's Polygraphy compares an engine with ONNX Runtime: a loader and a script for each graph."""
+"""Writes files with which NVIDIA's Polygraphy compares engines with ONNX Runtime: a loader and a script per engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arlon_rt.bundle import HEADER_BYTES, MODULES, Bundle
 from arlon_rt.errors import OutputError
 
 TOLERANCE = {"fp32": "1e-3", "fp16": "2e-2", "bf16": "1e-1"}
-"""Relative and absolute, of the median difference: wide enough for another order of summation at this precision."""
+"""Allowed median difference, relative and absolute: it has room for another order of summation at this precision."""
 
 LOADER = '''"""Loads the graph {graph} as `arlon-rt build` does, for --model-type trt-network-script."""
 
@@ -31,8 +31,8 @@ def load_network():
 '''
 
 SCRIPT = """#!/bin/sh
-# The engine of {graph} beside ONNX Runtime ({identity}): needs polygraphy, onnxruntime and the GPU.
-# bf16 graphs have no kernels in ONNX Runtime on a CPU; compare those with the fp32 graph's outputs by hand.
+# Compares the engine of {graph} ({identity}) with ONNX Runtime. It needs polygraphy, onnxruntime and the GPU.
+# ONNX Runtime has no bf16 kernels on a CPU; compare bf16 engines with the fp32 graph's outputs by hand.
 set -eu
 cd "$(dirname "$0")"
 {environment}

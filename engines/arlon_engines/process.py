@@ -1,4 +1,4 @@
-"""One engine a process: what TensorRT takes is given back, and a process that is killed leaves the others alone."""
+"""Builds each engine in a process of its own: it frees TensorRT's memory, and if it is killed, other builds go on."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from arlon_rt.bundle import EngineEntry
 from arlon_rt.errors import ArlonError
 
 STOP_SECONDS = 10.0
-"""What a process is given to end before it is killed."""
+"""How long a process may take to end before it is killed."""
 
 
 def build_in_process(job: Job, on_event: OnEvent) -> EngineEntry:
-    """`build_engine` in a process of its own.
+    """Run `build_engine` in a process of its own.
 
     Raises:
-        BuildError: it was killed, as by a system out of memory, or could not build the engine.
-        ArlonError: whatever else it raised on purpose.
+        BuildError: the process was killed, for example when memory ran out, or could not build the engine.
+        ArlonError: `build_engine` raised it.
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     ours, theirs = context.Pipe(duplex=False)
@@ -42,7 +42,7 @@ def build_in_process(job: Job, on_event: OnEvent) -> EngineEntry:
 
 
 def _outcome(ours: Connection, on_event: OnEvent) -> EngineEntry | ArlonError | None:
-    """What the process sends last; ``None`` when it ends without a word."""
+    """The last message of the process; ``None`` if it ends without a result."""
     while True:
         try:
             sent: Event | EngineEntry | ArlonError = ours.recv()
@@ -65,13 +65,13 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 def _death(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        cause = "; the system ends a process so when it is out of memory" if -code == signal.SIGKILL else ""
-        return f"its process was ended by {name}{cause}; the others are not affected"
-    return f"its process ended with exit code {code} and no result; what it printed says why"
+        cause = "; the system does this when it is out of memory" if -code == signal.SIGKILL else ""
+        return f"its process was ended by {name}{cause}; other engines are not affected"
+    return f"its process ended with exit code {code} and no result; its output above says why"
 
 
 def _run(job: Job, theirs: Connection) -> None:
-    """The process: Ctrl-C is for the one that started it, which ends this one."""
+    """Run the child process. It ignores Ctrl-C, because its parent ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     outcome: EngineEntry | ArlonError
     try:

@@ -1,8 +1,7 @@
-"""Optimisation profiles: the axis ranges of graphs.py, narrowed to the sizes that are asked for."""
+"""Optimisation profiles: the axis ranges of graphs.py, narrowed to the requested sizes."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Literal
 from arlon_rt.bundle import ANY_SIZE, EngineProfile
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import OptionsError
-from arlon_rt.graphs import GraphSpec, TensorSpec, graph_specs
+from arlon_rt.graphs import TensorSpec, graph_specs
 
 Ranges = Mapping[str, tuple[int, int, int]]
 Bound = Literal["min", "opt", "max"]
@@ -19,12 +18,12 @@ _SPACE = frozenset({
     "latent_height", "latent_width", "height", "width", "code_height", "code_width", "coarse_height", "coarse_width",
     "patches",
 })
-"""Axes that the picture's size fixes; a segment's length is a range, since a video's last segment is shorter."""
+"""Axes that follow from the frame size. Axes in time stay ranges, because a video's last segment is shorter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A picture size and the longest segment, as ``--profile 512x512x68`` says them."""
+    """A frame size and the length of the longest segment, as in ``--profile 512x512x68``."""
 
     width: int
     height: int
@@ -33,12 +32,16 @@ class Size:
     def __str__(self) -> str:
         return f"{self.width}x{self.height}x{self.frames}"
 
+    def narrowed(self, c: ModelConfig) -> ModelConfig:
+        """The configuration of a bundle of this size alone."""
+        return c.narrowed(height=self.height, width=self.width, segment_frames=self.frames)
+
 
 def parse_size(text: str, c: ModelConfig) -> Size:
-    """``WIDTHxHEIGHTxFRAMES`` within what the bundle allows.
+    """The size that ``WIDTHxHEIGHTxFRAMES`` names.
 
     Raises:
-        OptionsError: it is not of that form, or larger.
+        OptionsError: the text has another form, or the bundle does not allow this size.
     """
     found = re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})", text)
     if not found:
@@ -46,7 +49,7 @@ def parse_size(text: str, c: ModelConfig) -> Size:
     size = Size(width=int(found[1]), height=int(found[2]), frames=int(found[3]))
     video = c.video
     smallest = 2 * c.vae.space_stride
-    widest, highest = video.max_width or video.width, video.max_height or video.height
+    highest, widest = video.largest
     if not (smallest <= size.width <= widest and smallest <= size.height <= highest):
         raise OptionsError(
             f"profile is {text}; this bundle makes pictures of {smallest}x{smallest} to {widest}x{highest} pixels"
@@ -59,14 +62,14 @@ def parse_size(text: str, c: ModelConfig) -> Size:
 
 
 def profile_name(sizes: Sequence[Size]) -> str:
-    """The profile of an identity: the same for the same sizes in any order."""
+    """The name of the profile in an engine's identity; the order of the sizes does not matter."""
     ordered = sorted(sizes, key=lambda s: (s.width, s.height, s.frames))
     return "_".join(dict.fromkeys(map(str, ordered))) or ANY_SIZE
 
 
 def profiles_of(c: ModelConfig, graph: str, sizes: Sequence[Size]) -> tuple[EngineProfile, ...]:
-    """The profiles of one graph: one a size, without sizes one with the full ranges; equal ones once."""
-    named = {str(size): _ranges(_narrowed(c, size), graph, exact=True) for size in sizes}
+    """The profiles of one graph: one for each size, or one with the full ranges. Equal ones are dropped."""
+    named = {str(size): _ranges(size.narrowed(c), graph, exact=True) for size in sizes}
     profiles: list[EngineProfile] = []
     for name, ranges in (named or {ANY_SIZE: _ranges(c, graph, exact=False)}).items():
         for part, narrowed in _parts(graph, ranges).items():
@@ -77,33 +80,22 @@ def profiles_of(c: ModelConfig, graph: str, sizes: Sequence[Size]) -> tuple[Engi
 
 
 def shape(tensor: TensorSpec, profile: EngineProfile, bound: Bound) -> tuple[int, ...]:
-    """The tensor's shape at one end, or at the best point, of a profile."""
+    """The tensor's smallest, best or largest shape in a profile."""
     place = ("min", "opt", "max").index(bound)
     return tuple(profile.ranges[a][place] if isinstance(a, str) else a for a in tensor.axes)
 
 
-def contract(c: ModelConfig, graph: str) -> GraphSpec:
-    """The signature of ``graph``."""
-    return graph_specs(c)[graph]
-
-
-def _narrowed(c: ModelConfig, size: Size) -> ModelConfig:
-    """The configuration of a bundle that makes no other picture and no longer segment."""
-    video = dataclasses.replace(
-        c.video, width=size.width, height=size.height, max_width=None, max_height=None, segment_frames=size.frames
-    )
-    return dataclasses.replace(c, video=video)
 
 
 def _ranges(c: ModelConfig, graph: str, *, exact: bool) -> Ranges:
     return {
         a.name: (a.max, a.max, a.max) if exact and a.name in _SPACE else (a.min, a.opt, a.max)
-        for a in contract(c, graph).axes
+        for a in graph_specs(c)[graph].axes
     }
 
 
 def _parts(graph: str, ranges: Ranges) -> dict[str, Ranges]:
-    """The token model's step is compiled twice: for one token, and for the context that fills a new window."""
+    """The ranges by name of their part. ``ar_step`` has two profiles: a context of many tokens, and a single token."""
     if graph != "ar_step":
         return {"": ranges}
     _, _, longest = ranges["length"]

@@ -1,4 +1,4 @@
-"""TensorRT for RTX: compiles ahead of time for GPUs that are not there, measures nothing while it builds."""
+"""TensorRT for RTX: it compiles for any GPU without having one, and measures no timings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RTX:
             raise BuildError(f"TensorRT for RTX refused {gpu}")
 
     def load_timings(self, config: Any, gpu: str) -> None:
-        """Nothing: timing caches are accepted and unused by TensorRT for RTX 1.7."""
+        """Do nothing: TensorRT for RTX 1.7 accepts a timing cache and does not use it."""
 
     def save_timings(self, config: Any, gpu: str) -> None:
-        """Nothing, likewise."""
+        """Do nothing, for the same reason."""

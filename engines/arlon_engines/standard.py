@@ -1,4 +1,4 @@
-"""Standard TensorRT: compiles for the GPU at hand alone, and remembers what it timed there."""
+"""Standard TensorRT: it compiles only for this machine's GPU, and keeps the kernel timings that it measured."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class Standard:
         self.trt = trt
 
     def check_gpu(self, gpu: str) -> None:
-        here = compute_capability()
-        if gpu != here:
+        own = compute_capability()
+        if gpu != own:
             raise BuildError(
-                f"TensorRT compiles for the GPU at hand, which is {here}, not {gpu}; "
-                f"build on a machine that has one, or with --backend tensorrt-rtx, which compiles for others"
+                f"TensorRT compiles only for this machine's GPU, which is {own}, not {gpu}; "
+                f"build on a machine with that GPU, or use --backend tensorrt-rtx, which compiles for other GPUs"
             )
 
     def set_gpu(self, config: Any, gpu: str) -> None:
-        """Nothing: there is no choice."""
+        """Do nothing: TensorRT always compiles for this machine's GPU."""
 
     def load_timings(self, config: Any, gpu: str) -> None:
         path = self._timings(gpu)
         cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
         if not config.set_timing_cache(cache, ignore_mismatch=False):
-            raise BuildError(f"TensorRT refuses the timing cache {path}: delete it")
+            raise BuildError(f"TensorRT rejects the timing cache {path}; delete it")
 
     def save_timings(self, config: Any, gpu: str) -> None:
         cache = config.get_timing_cache()
@@ -40,5 +40,5 @@ class Standard:
         write_atomically(path, bytes(cache.serialize()))
 
     def _timings(self, gpu: str) -> Path:
-        """In the user's own cache and not beside the engines: TensorRT reads it without a check."""
+        """The timing cache, in the user's folder and not beside the engines, because TensorRT does not check it."""
         return cache_folder() / "timings" / f"tensorrt-{self.trt.__version__}-{gpu}.cache"

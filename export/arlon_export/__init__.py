@@ -1,1 +1,1 @@
-"""Trained checkpoints to ONNX bundles; the only package that imports PyTorch."""
+"""Exports trained checkpoints to ONNX bundles. No other shipped package imports PyTorch."""

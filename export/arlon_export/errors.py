@@ -1,4 +1,4 @@
-"""What the exporter raises on purpose, under the tree of `arlon_rt.errors`."""
+"""The exporter's own error, a leaf of the tree in `arlon_rt.errors`."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from arlon_rt.errors import ArlonError
 
 
 class ExportError(ArlonError, RuntimeError):
-    """An exported graph is not what graphs.py promises, or does not compute what its torch module computes."""
+    """An exported graph differs from its contract in graphs.py, or from the results of its torch module."""

@@ -1,4 +1,4 @@
-"""What an export reports while it runs: what it is at, how much it has read, which graphs are done."""
+"""What an export reports while it runs: its present task, the weights it has read, the graphs that are done."""
 
 from __future__ import annotations
 
@@ -15,48 +15,53 @@ class GraphDone:
     graph: str
     precision: str
     done: int
+    """Graphs that are done, this one included."""
     total: int
+    """Graphs of the whole export."""
     onnx_bytes: int
     agreement: Agreement | None
-    """``None``: an interrupted export finished it before."""
+    """``None`` if an earlier, interrupted export finished the graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Working:
-    """What the export is at now."""
+class ExportProgress:
+    """The export began a task, or read more weights."""
 
-    what: str
+    task: str
     """E.g. ``tracing dit.fp16``."""
     bytes_done: int
-    """Weights read so far, of each tensor once."""
+    """Bytes of weights read so far; each tensor counts once."""
     bytes_total: int
 
 
-class Watch:
-    """Counts what is done and passes it on."""
+class Reporter:
+    """Counts graphs and bytes, and calls the listeners with each event."""
 
     def __init__(
-        self, graphs: int, total_bytes: int, on_graph: Callable[[GraphDone], None], on_work: Callable[[Working], None]
+        self, graphs: int, total_bytes: int, on_graph: Callable[[GraphDone], None],
+        on_progress: Callable[[ExportProgress], None],
     ) -> None:
         self._graphs, self._total_bytes = graphs, total_bytes
-        self._on_graph, self._on_work = on_graph, on_work
-        self._done = self._bytes = 0
-        self._what = ""
+        self._on_graph, self._on_progress = on_graph, on_progress
+        self._graphs_done = self._bytes_done = 0
+        self._task = ""
 
-    def at(self, what: str) -> None:
-        """From now on the export is at ``what``."""
-        self._what = what
-        self.read(0)
+    def begin(self, task: str) -> None:
+        """Report that the export now works on ``task``."""
+        self._task = task
+        self.count_bytes(0)
 
-    def read(self, count: int) -> None:
-        """``count`` more bytes of weights were read."""
-        self._bytes += count
-        self._on_work(Working(what=self._what, bytes_done=self._bytes, bytes_total=self._total_bytes))
+    def count_bytes(self, count: int) -> None:
+        """Report that ``count`` more bytes of weights were read."""
+        self._bytes_done += count
+        self._on_progress(
+            ExportProgress(task=self._task, bytes_done=self._bytes_done, bytes_total=self._total_bytes)
+        )
 
-    def graph(self, graph: str, precision: str, onnx_bytes: int, agreement: Agreement | None) -> None:
-        """A graph is done."""
-        self._done += 1
+    def graph_done(self, graph: str, precision: str, onnx_bytes: int, agreement: Agreement | None) -> None:
+        """Report that a graph is exported and checked."""
+        self._graphs_done += 1
         self._on_graph(GraphDone(
-            graph=graph, precision=precision, done=self._done, total=self._graphs, onnx_bytes=onnx_bytes,
+            graph=graph, precision=precision, done=self._graphs_done, total=self._graphs, onnx_bytes=onnx_bytes,
             agreement=agreement,
         ))

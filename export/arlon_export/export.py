@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle: every graph traced, written, checked, and only then put in its place."""
+"""Exports a checkpoint to a bundle: traces, writes and checks every graph, then moves all of them into place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from arlon_export.checkpoints.checkpoint import TOKENIZER, Checkpoint
 from arlon_export.checkpoints.network import Network
-from arlon_export.events import GraphDone, Watch, Working
+from arlon_export.events import ExportProgress, GraphDone, Reporter
 from arlon_export.onnx_graphs.precision import PRECISIONS, RUNS_ON_CPU
 from arlon_export.part import Graphs, Part, export_part
 from arlon_export.work_folder import WorkFolder, free_bytes, full_disk_named, largest_size, origin, require_room
@@ -20,34 +20,34 @@ from arlon_rt.errors import BundleError, OptionsError, OutputError
 from arlon_rt.graphs import GraphSpec, graph_specs
 
 COMPARE_BYTES = 1 << 30
-"""Weights that comparing a graph may hold by default: 1 GiB; what ONNX Runtime folds and packs comes on top."""
+"""Default limit on the weights in memory while a graph is compared. ONNX Runtime folds and packs on top of it."""
 
 
 def export_bundle(
     checkpoint: Checkpoint, output: Path, *, precisions: Sequence[str] = RUNS_ON_CPU,
     only: Collection[str] | None = None, on_graph: Callable[[GraphDone], None] = lambda done: None,
-    on_work: Callable[[Working], None] = lambda working: None, compare_bytes: int = COMPARE_BYTES,
+    on_progress: Callable[[ExportProgress], None] = lambda progress: None, compare_bytes: int = COMPARE_BYTES,
     free: Callable[[Path], int] = free_bytes,
 ) -> Bundle:
     """Export ``checkpoint`` into the folder ``output``, which must not exist yet.
 
-    No network is ever in memory as a whole, unless it is compared with its graphs. An interrupted export leaves the
-    networks it finished in ``.NAME.partial`` beside ``output``; the same call goes on there.
+    A whole network is in memory only while it is compared with its graphs. An interrupted export leaves the networks
+    it finished in ``.NAME.partial`` beside ``output``; the same call exports the others.
 
     Args:
-        precisions: of ``"fp32"``, ``"fp16"`` and ``"bf16"``.
-        only: graphs to export; ``None`` exports all the configuration has.
-        on_graph: called as each graph is done.
-        on_work: called as the export comes along.
-        compare_bytes: memory that comparing a graph with its torch module may take; a graph that needs more is not
-            compared, and its entry in the manifest says so.
-        free: bytes that can be written below a folder.
+        precisions: some of ``"fp32"``, ``"fp16"`` and ``"bf16"``.
+        only: names of the graphs to export; ``None`` exports every graph of the configuration.
+        on_graph: called after each graph.
+        on_progress: called when a task begins and while weights are read.
+        compare_bytes: memory for comparing a graph with its torch module. A graph that needs more is not compared, and
+            its entry in the manifest says so.
+        free: returns the bytes that can be written below a folder.
 
     Raises:
         OptionsError: a precision or graph name is unknown.
         BundleError: the checkpoint lacks a network or has weights that do not fit or are not finite.
         OutputError: ``output`` exists, or the disk has no room for it.
-        ExportError: a graph differs from its contract or its torch module; nothing is left under ``output``.
+        ExportError: a graph differs from its contract or its torch module; ``output`` is not created.
     """
     specs = _chosen(checkpoint.model, precisions, only)
     if output.exists():
@@ -56,12 +56,13 @@ def export_bundle(
     output.parent.mkdir(parents=True, exist_ok=True)
     work = WorkFolder(output)
     with work.opened(), full_disk_named(output.parent):
-        made = {part.network.name: work.finished(part.network.name, part.made_from) for part in parts}
-        left = [part for part in parts if made[part.network.name] is None]
-        sizes = [largest_size(part.network, len(part.specs), precisions) for part in left]
+        finished = {part.network.name: work.finished(part.network.name, part.origin) for part in parts}
+        pending = [part for part in parts if finished[part.network.name] is None]
+        sizes = [largest_size(part.network, len(part.specs), precisions) for part in pending]
         require_room(sizes, output.parent, free(output.parent))
-        watch = Watch(len(specs) * len(precisions), sum(part.network.nbytes for part in left), on_graph, on_work)
-        bundles = [_part(part, made[part.network.name], work, watch) for part in parts]
+        total_bytes = sum(part.network.nbytes for part in pending)
+        reporter = Reporter(len(specs) * len(precisions), total_bytes, on_graph, on_progress)
+        bundles = [_bundle(part, finished[part.network.name], work, reporter) for part in parts]
         folder = _assemble(checkpoint, parts[0].model, bundles, work.fresh("bundle"))
         folder.rename(output)
         work.discard()
@@ -77,14 +78,14 @@ def _chosen(model: ModelConfig, precisions: Sequence[str], only: Collection[str]
             raise OptionsError(f"{name} is {value!r}; this checkpoint has {', '.join(known)}")
     chosen = [s for s in specs.values() if only is None or s.name in only]
     if not chosen or not precisions:
-        raise OptionsError("nothing is chosen to export; name one graph and one precision set, or leave both out")
+        raise OptionsError("nothing is chosen to export; name a graph and a precision set, or leave both out")
     return chosen
 
 
 def _parts(
     checkpoint: Checkpoint, specs: Sequence[GraphSpec], precisions: Sequence[str], compare_bytes: int
 ) -> list[Part]:
-    """One part a network. Headers are read, and every key is checked, before any work is done."""
+    """The parts of the export, one a network. This reads the headers and checks every key before anything is traced."""
     networks = [checkpoint.network(name) for name in dict.fromkeys(spec.network for spec in specs)]
     model = checkpoint.model
     if dit := next((network for network in networks if network.name == "dit"), None):
@@ -98,7 +99,7 @@ def _parts(
         parts.append(Part(
             model=model, network=network, specs=own, precisions=precisions, tokenizer=tokenizer,
             defaults=checkpoint.defaults, compare_bytes=compare_bytes,
-            made_from=origin(
+            origin=origin(
                 network, tokenizer, model=to_json(model), graphs=[spec.name for spec in own],
                 precisions=list(precisions), compare_bytes=compare_bytes,
             ),
@@ -106,18 +107,18 @@ def _parts(
     return parts
 
 
-def _part(part: Part, made: Bundle | None, work: WorkFolder, watch: Watch) -> Bundle:
-    """The part's bundle, made before or now."""
-    if made is None:
-        return export_part(part, work.fresh(part.network.name), watch)
-    for graph, entries in made.manifest.graphs.items():
+def _bundle(part: Part, finished: Bundle | None, work: WorkFolder, reporter: Reporter) -> Bundle:
+    """The part's bundle: the one that an earlier export finished, or a new one."""
+    if finished is None:
+        return export_part(part, work.fresh(part.network.name), reporter)
+    for graph, entries in finished.manifest.graphs.items():
         for precision in entries:
-            watch.graph(graph, precision, made.graph_file(graph, precision).stat().st_size, None)
-    return made
+            reporter.graph_done(graph, precision, finished.graph_file(graph, precision).stat().st_size, None)
+    return finished
 
 
 def _assemble(checkpoint: Checkpoint, model: ModelConfig, bundles: Sequence[Bundle], folder: Path) -> Path:
-    """Move the files of all parts into ``folder`` and write its manifest; nothing is read again."""
+    """Move the files of all parts into ``folder`` and write its manifest. No file is read or hashed again."""
     graphs: Graphs = {}
     parameters: dict[str, int] = {}
     for bundle in bundles:
@@ -133,9 +134,9 @@ def _assemble(checkpoint: Checkpoint, model: ModelConfig, bundles: Sequence[Bund
 
 
 def with_rotary_frequencies(model: ModelConfig, dit: Network) -> ModelConfig:
-    """The configuration with the checkpoint's own ``rope.freqs``, where `DiTConfig.rope_theta` does not give them.
+    """The configuration, with the checkpoint's ``rope.freqs`` if they do not follow from `DiTConfig.rope_theta`.
 
-    The graphs take rotary tables as inputs, so the frequencies travel in the manifest.
+    The graphs take rotary tables as inputs, so the manifest has to hold the frequencies.
     """
     frequencies = dit.tensors["rope.freqs"].load().float().numpy()
     if not np.isfinite(frequencies).all():

@@ -1,4 +1,4 @@
-"""One network becomes a bundle of its own in the work folder: traced, its weights streamed, checked."""
+"""Exports one network to a bundle of its own in the work folder: traces it, streams its weights, checks its graphs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import onnx_ir as ir
 
 from arlon_export.checkpoints.checkpoint import TOKENIZER
 from arlon_export.checkpoints.network import Network
-from arlon_export.events import Watch
+from arlon_export.events import Reporter
 from arlon_export.onnx_graphs.check import check_within
 from arlon_export.onnx_graphs.cost import graph_bytes, graph_flops
 from arlon_export.onnx_graphs.feeds import opt_sizes
 from arlon_export.onnx_graphs.precision import kept_fp32, network_for
 from arlon_export.onnx_graphs.to_onnx import export_graph, to_proto, weight_names
 from arlon_export.onnx_graphs.weights import WeightFile
-from arlon_export.work_folder import MADE_FROM
+from arlon_export.work_folder import ORIGIN
 from arlon_rt.bundle import Bundle, GraphEntry, write_manifest
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import GraphSpec, signature
 
 Graphs = dict[str, dict[str, GraphEntry]]
 Weights = Mapping[tuple[str, str], frozenset[str]]
-"""(graph, precision) -> the weights it reads; the VQ-VAE's encoder, for one, is in none."""
+"""(graph, precision) -> names of the weights it reads. A weight may be read by no graph at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,57 +41,58 @@ class Part:
     specs: Sequence[GraphSpec]
     precisions: Sequence[str]
     tokenizer: Path | None
-    """The text encoder's alone."""
+    """Only the text encoder has one."""
     defaults: Mapping[str, Any]
-    made_from: Mapping[str, Any]
+    origin: Mapping[str, Any]
     """See `arlon_export.work_folder.origin`."""
     compare_bytes: int
-    """Memory that comparing a graph with its module may take."""
+    """Limit on the memory for comparing a graph with its module."""
 
 
-def export_part(part: Part, folder: Path, watch: Watch) -> Bundle:
-    """Export ``part`` into the empty bundle folder ``folder``; its manifest says so only when all of it is checked.
+def export_part(part: Part, folder: Path, reporter: Reporter) -> Bundle:
+    """Export ``part`` into the empty bundle folder ``folder``. Its manifest gets `ORIGIN` only after every check.
 
     Raises:
-        BundleError: a weight is not a finite number, or does not fit fp16.
+        BundleError: a weight is not finite, or is too large for fp16.
         ExportError: a graph differs from its contract or its torch module.
     """
     if part.tokenizer:
         shutil.copyfile(part.tokenizer, folder / TOKENIZER)
-    graphs, weights = _write_graphs(part, folder, watch)
+    graphs, weights = _write_graphs(part, folder, reporter)
     shipped = frozenset().union(*weights.values())
     parameters = sum(p.numel() for name, p in part.network.module.named_parameters() if name in shipped)
-    counted = {part.network.name: parameters}
-    write_manifest(folder, model=part.model, defaults=part.defaults, graphs=graphs, parameters=counted)
+    parameter_counts = {part.network.name: parameters}
+    write_manifest(folder, model=part.model, defaults=part.defaults, graphs=graphs, parameters=parameter_counts)
     bundle = Bundle.open(folder)
     for spec, precision in itertools.product(part.specs, part.precisions):
-        watch.at(f"checking {spec.name}.{precision}")
+        reporter.begin(f"checking {spec.name}.{precision}")
         names = weights[spec.name, precision]
         agreement = check_within(part.compare_bytes, bundle, spec, part.network, names, precision)
         graphs[spec.name][precision] = dataclasses.replace(graphs[spec.name][precision], checked=agreement.summary)
         size = bundle.graph_file(spec.name, precision).stat().st_size
-        watch.graph(spec.name, precision, size, agreement)
+        reporter.graph_done(spec.name, precision, size, agreement)
     write_manifest(
-        folder, model=part.model, defaults=part.defaults, graphs=graphs, parameters=counted,
-        provenance={MADE_FROM: part.made_from}, known=bundle.manifest.files,
+        folder, model=part.model, defaults=part.defaults, graphs=graphs, parameters=parameter_counts,
+        provenance={ORIGIN: part.origin}, known=bundle.manifest.files,
     )
     return Bundle.open(folder)
 
 
-def _write_graphs(part: Part, folder: Path, watch: Watch) -> tuple[Graphs, Weights]:
-    """Trace every graph into ``folder/onnx``; manifest entries, and what each reads."""
+def _write_graphs(part: Part, folder: Path, reporter: Reporter) -> tuple[Graphs, Weights]:
+    """Trace every graph into ``folder/onnx``; return their manifest entries and the weights that each one reads."""
     graphs: Graphs = {}
     weights: dict[tuple[str, str], frozenset[str]] = {}
     network = part.network
-    with WeightFile(folder / "onnx" / f"{network.name}.data", network.tensors, network.name, watch.read) as file:
+    path = folder / "onnx" / f"{network.name}.data"
+    with WeightFile(path, network.tensors, network.name, reporter.count_bytes) as file:
         for precision in part.precisions:
             traced = network_for(network.module, precision)
             for spec in part.specs:
-                watch.at(f"tracing {spec.name}.{precision}")
+                reporter.begin(f"tracing {spec.name}.{precision}")
                 graph = export_graph(part.model, spec, traced, precision=precision, tensors=network.tensors)
                 entry = _entry(part.model, spec, graph, precision)
                 weights[spec.name, precision] = frozenset(weight_names(graph, network.module))
-                watch.at(f"writing {spec.name}.{precision}")
+                reporter.begin(f"writing {spec.name}.{precision}")
                 file.externalise(graph)
                 (folder / entry.file).write_bytes(to_proto(graph).SerializeToString(deterministic=True))
                 graphs.setdefault(spec.name, {})[precision] = entry

@@ -1,5 +1,4 @@
-"""A pipeline whose graphs are PyTorch modules in float32: what exported graphs are held to, training is looked at with.
-"""
+"""A pipeline whose graphs are PyTorch modules in float32: the reference for exported graphs and for training runs."""
 
 from __future__ import annotations
 
@@ -20,11 +19,11 @@ from arlon_rt.networks import Networks
 from arlon_rt.pipeline import Pipeline
 
 OnCall = Callable[[GraphSpec, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]], None]
-"""Called with a graph's spec, what it was fed and what it gave."""
+"""Called with a graph's spec, its inputs and its outputs."""
 
 
 class TorchSession:
-    """One graph of the contract as its PyTorch module, fp32; arrays serve as handles."""
+    """One graph of the contract, run by its PyTorch module in fp32. Its handles are arrays."""
 
     float_dtype = np.dtype(np.float32)
 
@@ -32,10 +31,10 @@ class TorchSession:
         self.spec, self._network, self._on_call = spec, network, on_call
 
     def run(self, feed: Mapping[str, NDArray[Any]], hold: Collection[str] = ()) -> dict[str, NDArray[Any]]:
-        given = {t.name: np.ascontiguousarray(feed[t.name]) for t in self.spec.inputs}
-        outputs = run_module(GraphModule(self.spec, self._network()), self.spec, given)
+        inputs = {t.name: np.ascontiguousarray(feed[t.name]) for t in self.spec.inputs}
+        outputs = run_module(GraphModule(self.spec, self._network()), self.spec, inputs)
         if self._on_call:
-            self._on_call(self.spec, given, outputs)
+            self._on_call(self.spec, inputs, outputs)
         return outputs
 
     def upload(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -46,7 +45,7 @@ class TorchSession:
 
 @dataclass(frozen=True, kw_only=True)
 class Unexported:
-    """What a pipeline asks of a bundle."""
+    """What a pipeline reads of a bundle, for networks that were not exported."""
 
     model: ModelConfig
     tokenizer_path: Path
@@ -56,7 +55,7 @@ class Unexported:
 def run_module(
     module: nn.Module, spec: GraphSpec, feed: Mapping[str, NDArray[Any]], dtype: torch.dtype = torch.float32
 ) -> dict[str, NDArray[Any]]:
-    """The graph's outputs by name, bf16 as float32; ``module`` is its `GraphModule`, its float inputs are ``dtype``."""
+    """The graph's outputs by name, bf16 as float32. ``module`` is its `GraphModule`, whose floats are ``dtype``."""
     inputs = [torch.from_numpy(feed[t.name]) for t in spec.inputs]
     with torch.inference_mode():
         outputs = module(*(x.to(dtype) if t.dtype == "float" else x for t, x in zip(spec.inputs, inputs, strict=True)))
@@ -68,7 +67,7 @@ def torch_pipeline(
     model: ModelConfig, network: Callable[[str], nn.Module], tokenizer: Path, defaults: Mapping[str, Any],
     on_call: OnCall | None = None,
 ) -> Pipeline:
-    """A pipeline of modules, fp32 on the CPU; ``network`` gives the module of that name, and is asked at each run."""
+    """A pipeline of fp32 modules on the CPU. Each run calls ``network`` with a network's name to get its module."""
     unexported: Any = Unexported(model=model, tokenizer_path=tokenizer, defaults=defaults)
     sessions: Any = {
         name: TorchSession(spec, lambda name=spec.network: network(name), on_call)  # type: ignore[misc]

@@ -1,10 +1,9 @@
-"""Where an export is made: a folder beside the bundle that keeps finished networks, for a second run to go on."""
+"""The work folder of an export: it keeps finished networks for a later run, and checks that the disk has room."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -18,33 +17,35 @@ import torch
 from arlon_export.checkpoints.network import Network
 from arlon_rt.bundle import Bundle, installed_version
 from arlon_rt.errors import ArlonError, BundleError, OutputError
+from arlon_rt.files import locked
 
-MADE_FROM = "made_from"
-"""Entry of a finished network's provenance: what it was made from, see `origin`."""
+ORIGIN = "made_from"
+"""Entry of a finished network's provenance; `origin` says what it holds."""
+GRAPH_BYTES = 8 << 20
+"""Upper bound on an .onnx file without its weights; the published transformer's has 2 MB."""
 
 
 class WorkFolder:
-    """``.NAME.partial`` beside the bundle ``NAME``: one small bundle a network, complete once it says `MADE_FROM`."""
+    """``.NAME.partial`` beside the bundle ``NAME``: one bundle a network, finished once it says its `ORIGIN`."""
 
     def __init__(self, output: Path) -> None:
         self.path = output.with_name(f".{output.name}.partial")
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Make the folder, keep others out of it, and leave finished networks alone in it when something fails.
+        """Create and lock the folder. When the block fails, only finished networks stay; without any, the folder goes.
 
         Raises:
-            OutputError: another export is at work there.
+            OutputError: another export uses the folder.
         """
         self.path.mkdir(exist_ok=True)
-        with (self.path / "lock").open("w") as lock:
-            self._lock(lock.fileno())
+        with locked(self.path / "lock", self._refuse):
             self._tidy()
             try:
                 yield
             except ArlonError as error:
                 if self._tidy():
-                    error.add_note(f"finished networks are kept in {self.path}, where the same command goes on")
+                    error.add_note(f"finished networks are kept in {self.path}; the same command exports the others")
                 raise
             except BaseException:
                 self._tidy()
@@ -53,33 +54,30 @@ class WorkFolder:
                 if not self._finished():
                     shutil.rmtree(self.path)
 
-    def finished(self, network: str, made_from: Mapping[str, Any]) -> Bundle | None:
-        """A network that an earlier run finished from the same sources, with all its files."""
+    def finished(self, network: str, origin: Mapping[str, Any]) -> Bundle | None:
+        """The bundle of a network that an earlier run finished from the same origin; ``None`` if there is none."""
         bundle = self._complete(network)
-        same = bundle is not None and bundle.manifest.provenance[MADE_FROM] == json.loads(json.dumps(made_from))
+        same = bundle is not None and bundle.manifest.provenance[ORIGIN] == json.loads(json.dumps(origin))
         return bundle if same else None
 
     def discard(self) -> None:
-        """Remove all of it."""
+        """Remove every bundle in the folder."""
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
 
     def fresh(self, name: str) -> Path:
-        """A new, empty folder in place of what was there."""
+        """A new, empty bundle folder; an existing one of that name is removed."""
         folder = self.path / name
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "onnx").mkdir(parents=True)
         return folder
 
-    def _lock(self, handle: int) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(f"another export is at work in {self.path}; wait, or choose another name") from None
+    def _refuse(self) -> None:
+        raise OutputError(f"another export is at work in {self.path}; wait, or choose another name")
 
     def _tidy(self) -> bool:
-        """Remove what is half done; whether a finished network is left."""
+        """Remove unfinished networks; return whether a finished one is left."""
         kept = self._finished()
         for path in self.path.iterdir():
             if path.is_dir() and path not in kept:
@@ -96,11 +94,11 @@ class WorkFolder:
                 bundle.file(name)
         except BundleError:
             return None
-        return bundle if MADE_FROM in bundle.manifest.provenance else None
+        return bundle if ORIGIN in bundle.manifest.provenance else None
 
 
 def origin(network: Network, tokenizer: Path | None, **settings: Any) -> dict[str, Any]:
-    """What an export of ``network`` depends on: files by size and time, tensors in memory by content, and settings."""
+    """What an export of ``network`` depends on: files by size and time, tensors in memory by their hash, settings."""
     files = {stored.source for stored in network.tensors.values() if stored.source}
     if tokenizer:
         files.add(tokenizer)
@@ -119,29 +117,26 @@ def _stamp(file: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-GRAPH_BYTES = 8 << 20
-"""An .onnx file without its weights; the published transformer's has 2 MB."""
-
-
 def largest_size(network: Network, graphs: int, precisions: Sequence[str]) -> int:
-    """Bytes that exporting ``network`` may take at most.
+    """Upper bound on the disk space that exporting ``network`` takes, in bytes.
 
-    A weight that its file holds in 16 bits is stored once; of one in fp32 only its values tell, so every set counts.
+    A weight whose file holds it in 16 bits is stored once. Only the values of an fp32 weight tell whether all sets can
+    share it, so each set is counted.
     """
-    whole = sum(4 if precision == "fp32" else 2 for precision in precisions)
+    all_sets = sum(4 if precision == "fp32" else 2 for precision in precisions)
     weights = sum(
-        math.prod(stored.shape) * (2 if stored.dtype.itemsize == 2 else whole) for stored in network.tensors.values()
+        math.prod(stored.shape) * (2 if stored.dtype.itemsize == 2 else all_sets) for stored in network.tensors.values()
     )
     return weights + graphs * len(precisions) * GRAPH_BYTES
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that can still be written to the disk of ``folder``."""
+    """Free space on the disk of ``folder``, in bytes."""
     return shutil.disk_usage(folder).free
 
 
 def require_room(sizes: Iterable[int], folder: Path, free: int) -> None:
-    """Raise `OutputError` unless ``free`` bytes hold files of these sizes."""
+    """Raise `OutputError` if files of these ``sizes`` need more than ``free`` bytes."""
     needed = sum(sizes)
     if needed > free:
         raise OutputError(
@@ -152,7 +147,7 @@ def require_room(sizes: Iterable[int], folder: Path, free: int) -> None:
 
 @contextlib.contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turns the system's error on a full disk into an `OutputError` that says where and what to do."""
+    """Turn the system's error on a full disk into an `OutputError` that names the disk and the way out."""
     try:
         yield
     except OSError as error:

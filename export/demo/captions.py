@@ -1,4 +1,4 @@
-"""What the demo world is told in words: captions of a scene, free in wording and true in content."""
+"""Captions of a scene: their wording varies, their content is true."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ HEADINGS: dict[Direction, tuple[str, ...]] = {
 PACES = {"slow": ("slowly", "at a slow pace"), "fast": ("fast", "quickly", "at a fast pace")}
 SYNONYMS = {"gray": ("gray", "grey"), "purple": ("purple", "violet"), "circle": ("circle", "disc", "disk")}
 UNSAID = {"black": 0.4, "gray": 0.1, "brown": 0.1}
-"""How often a caption leaves its background out: what is unsaid is most often black."""
+"""Background -> how often a caption omits it. So a caption without a background most often means black."""
 UNSAID_AGAIN = 0.7
-"""Likewise where the video already shows it, whichever it is: what is unsaid stays."""
+"""How often a caption omits a background that the video already shows. So it then means that the background stays."""
 
 
 def canonical(scene: Scene) -> str:
-    """The plainest caption that says everything, e.g. "a red circle moves right slowly on a black background"."""
+    """The plainest caption that names every attribute, e.g. "a red circle moves right slowly on a black background"."""
     pace = {"slow": " slowly", "normal": "", "fast": " fast"}[scene.speed]
     motion = "stays still" if scene.direction == "still" else f"moves {scene.direction}{pace}"
     return f"a {scene.colour} {scene.shape} {motion} on a {scene.background} background"
 
 
 def caption(scene: Scene, rng: np.random.Generator, shown: bool = False) -> str:
-    """A caption of ``scene`` in varied words; the background, and it alone, may stay unsaid.
+    """A caption of ``scene`` in varied words. It may omit the background, and nothing else.
 
-    ``shown``: the video shows this background already.
+    ``shown`` says that the video shows this background already.
     """
     unsaid = UNSAID_AGAIN if shown else UNSAID[scene.background]
     if rng.random() < 0.2:
@@ -61,7 +61,7 @@ def _motion(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def corpus(n: int, rng: np.random.Generator) -> list[str]:
-    """``n`` captions for the sentencepiece vocabulary; words alone matter here, so scenes are the seen ones."""
+    """``n`` captions of seen scenes, from which the sentencepiece vocabulary is built."""
     return [caption(sample_scene(rng), rng) for _ in range(n)]
 
 
@@ -70,7 +70,7 @@ def _article(rng: np.random.Generator) -> str:
 
 
 def _spelled(rng: np.random.Generator, word: str) -> str:
-    """The word itself three times in four, else another word for it."""
+    """The word itself in three cases of four, else a synonym."""
     others = SYNONYMS.get(word, (word,))
     return word if rng.random() < 0.75 else _pick(rng, others)
 

@@ -1,4 +1,4 @@
-"""The demo model's configuration, read from the recipes: one place where the five networks meet."""
+"""The demo model's configuration: the tables of the recipes, and the sizes that two networks share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def text_config() -> TextConfig:
 
 
 def vae_config(shift: list[float] | None = None, scale: list[float] | None = None) -> VAEConfig:
-    """Without ``shift`` and ``scale`` (measured after training) latents are left as they come."""
+    """The autoencoder's configuration. Without ``shift`` and ``scale`` latents stay as they are."""
     measured = {"shift": shift or [0.0] * 4, "scale": scale or [1.0] * 4}
     return from_json(VAEConfig, {**table("autoencoder"), **measured}, "vae")
 
@@ -40,7 +40,7 @@ def vq_config(coarse: bool = False) -> VQConfig:
 
 
 def shipped_vq_config() -> VQConfig:
-    """Of the bundle: the same codes from a small encoder (`demo.train_vq_encoder`)."""
+    """The VQ-VAE's configuration in the bundle: with the small encoder of `demo.train_vq_encoder`."""
     return from_json(VQConfig, {**table("vq"), **table("vq_encoder")}, "vq")
 
 
@@ -56,7 +56,7 @@ def dit_config() -> DiTConfig:
 
 
 def injection_config(dit: str = "dit") -> InjectionConfig:
-    """Of the transformer recipe with this name; variants differ in nothing else that is configured here."""
+    """The injection's configuration in the transformer recipe ``dit``, in which the variants differ."""
     return from_json(InjectionConfig, table(dit, "injection"), "injection")
 
 

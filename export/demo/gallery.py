@@ -1,4 +1,4 @@
-"""Moving pictures for the README, `python -m demo.gallery --to gallery.gif`: six generated videos in one GIF."""
+"""The README's gallery, `python -m demo.gallery --to gallery.gif`: six generated videos in one GIF."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ PROMPTS = (
     "a purple triangle stays still on a black background",
     "a white square moves right fast on a brown background",
 )
-"""One of each colour, two of each shape."""
+"""Prompts with each colour once and each shape twice."""
 COLUMNS, SCALE, CAPTION, GAP = 3, 2, 40, 6
 KEEP_EVERY = 2
-"""Frames of the video a frame of the GIF: 12 a second."""
+"""The GIF shows every second frame, 12 a second."""
 
 
 def mosaic(videos: Sequence[Pixels], captions: Sequence[str], columns: int = COLUMNS) -> list[Pixels]:
-    """Videos (frame, height, width, 3) of one size, enlarged, under their captions, in rows of ``columns``."""
+    """Pages of videos (frame, height, width, 3) of one size, enlarged, under captions, in rows of ``columns``."""
     from PIL import Image, ImageDraw
 
     height, width = (side * SCALE for side in videos[0].shape[1:3])
@@ -50,7 +50,7 @@ def mosaic(videos: Sequence[Pixels], captions: Sequence[str], columns: int = COL
 
 
 def write_gif(path: Path, pages: Sequence[Pixels], fps: float) -> None:
-    """All pages, forever; one palette of the colours that pages begin, go on and end with."""
+    """Write a GIF that repeats all pages. Its palette is chosen from every eighth part of the pages."""
     from PIL import Image
 
     images = [Image.fromarray(page) for page in pages]
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, default=Path("gallery.gif"), help="the GIF to write")
     parser.add_argument("--num-frames", type=int, default=119)
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the first video; the next has the next")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first video; later ones add 1 each")
     args = parser.parse_args(argv)
     videos = []
     with open_pipeline(args) as pipeline:

@@ -1,7 +1,7 @@
-"""Where quality is lost, `python -m demo.handover`: the score of 68-frame videos after each network, truth first.
+"""Where quality is lost, `python -m demo.handover`: the score of 68-frame videos after each network of a bundle.
 
-Held-out prompts are half of them. The bundle is the one scored; the VQ-VAE's encoder, which no bundle has, comes from
-the checkpoints it was made of.
+The networks before it are replaced by the truth. Half of the prompts are held out. The VQ-VAE's own encoder is read
+from its checkpoint, because no bundle has it.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from demo.world import Pixels, render
 
 NUM_FRAMES = 68
 HandOver = Callable[[Scene, int], Pixels]
-"""A scene and a seed -> the frames after one network."""
+"""(scene, seed) -> the frames after one network."""
 
 
 class HandOvers:
-    """Each method makes a scene's frames with one network more of the real way and the truth before it."""
+    """Each method makes a scene's frames from the truth, with one network more than the method before it."""
 
-    def __init__(self, bundle: Bundle, stages: Networks, codec: VQVAE, steps: int) -> None:
-        self.bundle, self.stages, self.codec, self.steps = bundle, stages, codec, steps
-        self.pipeline = Pipeline(bundle, stages)
+    def __init__(self, bundle: Bundle, networks: Networks, codec: VQVAE, steps: int) -> None:
+        self.bundle, self.networks, self.codec, self.steps = bundle, networks, codec, steps
+        self.pipeline = Pipeline(bundle, networks)
         self.segment = plan(NUM_FRAMES, bundle.model)[0]
 
     def all(self) -> dict[str, HandOver]:
         return {
             "the world itself": self.world,
             "autoencoder: true latents": self.autoencoder,
-            "VQ-VAE: true tokens, decoded as they are": self.true_draft,
-            "AR model: its tokens, decoded as they are": self.draft,
+            "VQ-VAE: true tokens, not denoised": self.true_draft,
+            "AR model: its tokens, not denoised": self.draft,
             "DiT with true tokens": self.with_true_tokens,
-            "DiT with the AR model's tokens (all of it)": self.whole,
+            "DiT with the AR model's tokens (the whole pipeline)": self.whole,
             "DiT without tokens": self.text_only,
         }
 
@@ -83,7 +83,7 @@ class HandOvers:
     def _latents(self, scene: Scene) -> NDArray[np.float32]:
         chunk = self.bundle.model.vae.chunk_frames
         frames = self.world(scene, 0)
-        parts = [self.stages.vae_encoder.encode(frames[i : i + chunk]) for i in range(0, NUM_FRAMES, chunk)]
+        parts = [self.networks.vae_encoder.encode(frames[i : i + chunk]) for i in range(0, NUM_FRAMES, chunk)]
         return np.concatenate(parts, axis=2)
 
     def _true_tokens(self, scene: Scene) -> NDArray[np.int64]:
@@ -92,18 +92,19 @@ class HandOvers:
         return tokens
 
     def _coarse(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        assert self.stages.vq_decoder
+        assert self.networks.vq_decoder
         video, unit = self.bundle.model.video, self.bundle.model.vae.space_stride
-        return self.stages.vq_decoder.decode(tokens[None], self.segment, video.height // unit, video.width // unit)
+        return self.networks.vq_decoder.decode(tokens[None], self.segment, video.height // unit, video.width // unit)
 
     def _decoded(self, latents: NDArray[np.float32]) -> Pixels:
-        return np.concatenate(list(self.stages.vae_decoder.decode(latents, NUM_FRAMES)))
+        decoder = self.networks.vae_decoder
+        return np.concatenate([decoder.decode_chunk(latents, i, NUM_FRAMES) for i in range(decoder.chunks(latents))])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.handover", description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, help="a bundle's folder; left out: the demo bundle")
-    parser.add_argument("--out", type=Path, default=Path("checkpoints"), help="folder of the stages' checkpoints")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints"), help="folder of the runs' checkpoints")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0)
@@ -112,22 +113,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     codec = load_averaged(args.out, "vq", VQVAE(vq_config()), "cpu")
     assert isinstance(codec, VQVAE)
     bundle = Bundle.open(args.bundle or demo_bundle_path())
-    stages = Networks.open(bundle, backend="onnxruntime", device="cpu", precision=None, threads=None)
-    hand_overs = HandOvers(bundle, stages, codec, args.steps)
+    networks = Networks.open(bundle, backend="onnxruntime", device="cpu", precision=None, threads=None)
+    hand_overs = HandOvers(bundle, networks, codec, args.steps)
     scenes = both_kinds(args.prompts, args.seed)
     rows: dict[str, dict[str, float]] = {}
-    table = Table("after", *ATTRIBUTES, "PSNR", title=f"Score at each hand-over, {args.prompts} prompts")
+    table = Table("after", *ATTRIBUTES, "PSNR", title=f"Score after each network, {args.prompts} prompts")
     for name, frames_of in hand_overs.all().items():
-        made = [frames_of(scene, args.seed + i) for i, scene in enumerate(track(scenes, description=name))]
-        marks = [score(frames, scene) for frames, scene in zip(made, scenes, strict=True)]
+        videos = [frames_of(scene, args.seed + i) for i, scene in enumerate(track(scenes, description=name))]
+        marks = [score(frames, scene) for frames, scene in zip(videos, scenes, strict=True)]
         rows[name] = {a: float(np.mean([m[a] for m in marks])) for a in ATTRIBUTES}
         comparable = "true" in name
         if comparable:
-            decibels = [psnr(f, hand_overs.world(s, 0)) for f, s in zip(made, scenes, strict=True)]
+            decibels = [psnr(f, hand_overs.world(s, 0)) for f, s in zip(videos, scenes, strict=True)]
             rows[name]["psnr"] = float(np.mean(decibels))
         table.add_row(name, *(f"{rows[name][a]:.0%}" for a in ATTRIBUTES),
                       f"{rows[name]['psnr']:.1f} dB" if comparable else "")
-    stages.close()
+    networks.close()
     Console(width=120).print(table)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

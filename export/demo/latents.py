@@ -1,8 +1,8 @@
-"""The stream of fresh clips as latents: rendered, encoded and kept in shards that the later stages read as they come.
+"""`python -m demo.latents`: renders and encodes clips to shards of latents, on which the later networks are trained.
 
-A clip is 136 frames (40 latents); its scenes are drawn again from (seed, index), so a shard holds latents alone. With
-``--twins`` each clip is made once more with a fault, recoloured or shifted: what has been made so far may be wrong when
-long video goes on from it, and the later stages learn to mend a colour and to keep a position.
+A clip has 136 frames (40 latents). Its scenes can be drawn again from (seed, index), so a shard holds only latents.
+``--twins`` encodes each clip again with a fault: recoloured or shifted. Long video may have such faults in the frames
+that it continues; from twins the networks learn to correct a colour and to keep a position.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.progress import track
 from torch import Tensor
 
 from arlon_export.modules.vae import VideoVAE
+from arlon_rt.networks import encoder_frame_index
 from demo.config import VIDEO, vae_config
 from demo.scene import BACKDROPS, BACKGROUNDS, COLOURS, HELD_OUT, PALETTE, Scene, shade
 from demo.training import arguments, load_averaged, rng
@@ -30,17 +31,17 @@ CLIP_FRAMES, CLIP_LATENTS, CHUNK_LATENTS = 136, 40, 5
 SHARD_CLIPS = 64
 SWITCH_PROBABILITY = 0.35
 LARGEST_SHIFT = 2.5
-"""World units in x and y between a clip and its shifted twin."""
+"""Largest shift of a twin along x and along y, in world units."""
 
 
 def clip_of(index: int) -> Clip:
-    """The clip with this number; its prompt may switch midway."""
+    """The clip with this number; its prompt may switch."""
     draw = rng(SEED, index)
     return sample_clip(draw, CLIP_FRAMES, SWITCH_PROBABILITY)
 
 
 def twin_of(index: int) -> Clip:
-    """The clip with this number as an erring model might have made it: recoloured or shifted."""
+    """The twin of the clip with this number: recoloured or shifted, as a model may have drawn it."""
     draw, clip = rng(SEED, index, 1), clip_of(index)
     if is_recoloured(index):
         scenes = [(start, _recoloured(scene, draw)) for start, scene in clip.scenes]
@@ -51,12 +52,12 @@ def twin_of(index: int) -> Clip:
 
 
 def is_recoloured(index: int) -> bool:
-    """Whether this clip's twin has another colour or background; else it is a little elsewhere."""
+    """Whether this clip's twin has another colour or background; otherwise its object is shifted."""
     return index % 2 == 0
 
 
 def _recoloured(scene: Scene, draw: np.random.Generator) -> Scene:
-    """``scene`` in another colour or on another background, whichever the draw says; held-out ones stay unseen."""
+    """``scene`` with another colour or another background, chosen at random; never a held-out combination."""
     if draw.random() < 0.5:
         background = draw.choice([b for b in BACKGROUNDS if b != scene.background]).item()
         return dataclasses.replace(scene, background=background, background_rgb=shade(draw, BACKDROPS[background]))
@@ -66,7 +67,7 @@ def _recoloured(scene: Scene, draw: np.random.Generator) -> Scene:
 
 
 def statistics(latents: npt.NDArray[np.floating]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, the autoencoder's shift and scale; exact in fp16."""
+    """Mean and standard deviation of each channel, rounded to fp16: the autoencoder's shift and scale."""
     x = latents.astype(np.float64)
     axes = (0, 2, 3, 4)
     return [float(np.float16(v)) for v in x.mean(axes)], [float(np.float16(v)) for v in x.std(axes)]
@@ -74,9 +75,9 @@ def statistics(latents: npt.NDArray[np.floating]) -> tuple[list[float], list[flo
 
 @torch.no_grad()
 def encode_clip(vae: VideoVAE, frames: npt.NDArray[np.uint8], device: str) -> npt.NDArray[np.float16]:
-    """Frames (136, h, w, 3) -> latents (4, 40, h/8, w/8), the 17-frame chunks as one batch."""
+    """Frames (136, h, w, 3) -> latents (4, 40, h/8, w/8); the 17-frame chunks are encoded as one batch."""
     chunks = torch.from_numpy(frames).to(device).view(-1, 17, *frames.shape[1:]).permute(0, 4, 1, 2, 3)
-    index = torch.tensor([0] * 3 + list(range(1, 18)), device=device)
+    index = torch.from_numpy(encoder_frame_index(17, vae.config)).to(device)
     with torch.autocast(torch.device(device).type, torch.bfloat16):
         z = vae.encode_chunk(chunks.float() / 127.5 - 1, index)
     return z.float().permute(1, 0, 2, 3, 4).flatten(1, 2).half().cpu().numpy()
@@ -84,7 +85,7 @@ def encode_clip(vae: VideoVAE, frames: npt.NDArray[np.uint8], device: str) -> np
 
 @dataclass
 class LatentPool:
-    """All shards found so far; `refresh` takes in new ones."""
+    """The clips of all shards that exist so far; `refresh` reads new ones."""
 
     folder: Path
     clip_of: Callable[[int], Clip] = clip_of
@@ -108,15 +109,15 @@ class LatentPool:
         return (x - torch.tensor(shift).view(1, -1, 1, 1, 1)) / torch.tensor(scale).view(1, -1, 1, 1, 1)
 
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Shift and scale from the first shard: the same for every stage, however many shards there are."""
+        """Shift and scale of the first shard, so that every training run uses the same, with any number of shards."""
         return statistics(np.stack(self.latents[:SHARD_CLIPS]))
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=4096)
-    parser.add_argument("--twins", action="store_true", help="make the clips' twins instead")
-    parser.add_argument("--part", default="0/1", help="make every n-th shard alone, e.g. 0/2 and 1/2 in two processes")
+    parser.add_argument("--twins", action="store_true", help="encode the clips' twins instead")
+    parser.add_argument("--part", default="0/1", help="encode every n-th shard, e.g. 0/2 and 1/2 in two processes")
     args: argparse.Namespace = parser.parse_args()
     torch.set_num_threads(args.threads)
     vae = load_averaged(args.out, "autoencoder", VideoVAE(vae_config()), args.device)

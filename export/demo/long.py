@@ -1,7 +1,7 @@
 """Long video, `python -m demo.long`: the score of every 10 seconds of two-minute videos, and how segments join.
 
-Steps of the object and changes of the picture are compared where segments join and everywhere else; with ``--switch``
-the prompt changes now and then and leaves the background unsaid, which is then expected to stay as it is.
+At each join, the object's step and the change of the picture are compared with those between all other frames. With
+``--switch`` the prompt changes at intervals. New prompts omit the background, which is expected to stay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.table import Table
 from arlon_rt.options import GenerateOptions
 from arlon_rt.segments import plan
 from demo.captions import canonical
-from demo.measure import measure, positions
+from demo.measure import measure, positions, wrap
 from demo.model import add_model_options, open_pipeline
 from demo.scene import FPS, Scene
 from demo.score import ATTRIBUTES, both_kinds, windows
@@ -30,25 +30,25 @@ from demo.world import Pixels, switched
 
 SWITCH_SECONDS = 20
 MIN_STEP = 0.45
-"""World units a frame: a slow object's, below which a step is compared with this."""
+"""Step of a slow object, in world units a frame; a smaller median step counts as this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joins:
-    """How the frames on the two sides of each join differ, beside all neighbouring frames of the same video."""
+    """How the two frames at each join differ, relative to other neighbouring frames of the video."""
 
     steps: NDArray[np.float64]
-    """Of the object over each join, divided by the median step; where both frames show one object."""
+    """The object's step at each join whose two frames show one object, divided by the median step."""
     changes: NDArray[np.float64]
     """Mean absolute difference of the two frames, divided by its median over the video."""
     lost: int
-    """Joins at which no single object is seen on one side."""
+    """Number of joins where one of the two frames does not show one object."""
 
 
 def joins(frames: Pixels, starts: Sequence[int], window: int = 204) -> Joins:
-    """Compare frame ``start`` with the one before it, for each start of a segment, medians from the frames around."""
+    """Compare frame ``start`` with the one before it, for each of ``starts``; medians are of the frames around."""
     x, y = positions(frames)
-    step = np.hypot(*(_wrapped(np.diff(p)) for p in (x, y)))
+    step = np.hypot(*(wrap(np.diff(p)) for p in (x, y)))
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))
     steps, changes, lost = [], [], 0
     for start in starts:
@@ -62,44 +62,40 @@ def joins(frames: Pixels, starts: Sequence[int], window: int = 204) -> Joins:
 
 
 def off_colour(frames: Pixels, seconds: int = 10) -> NDArray[np.float64]:
-    """Share of the frames of each window (window,) whose own colour has another name than the window's.
+    """Share of the frames of each window (window,) whose own colour has another name than the window's colour.
 
-    A flash of another colour does not change what a window is scored as; this shows it. 1 where no object is seen.
+    A flash of another colour does not change a window's score, but it changes this share. It is 1 without an object.
     """
     length = seconds * FPS
     seen = [measure(frames[start : start + length]) for start in range(0, len(frames), length)]
     return np.array([1.0 if window is None else 1 - window.steady for window in seen])
 
 
-def _wrapped(length: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (length + 32) % 64 - 32
-
-
 @dataclass(frozen=True)
 class Story:
-    """The scene asked for from each second on."""
+    """The scenes that the prompts name, each from its second on."""
 
     scenes: tuple[tuple[int, Scene], ...]
 
     @classmethod
     def of(cls, scene: Scene, seconds: int, seed: int, switch: bool) -> Story:
-        """``scene`` all the way, or with one change of some attributes every `SWITCH_SECONDS`."""
+        """A story of ``scene``; with ``switch`` some attributes change every `SWITCH_SECONDS`."""
         scenes, draw = [(0, scene)], np.random.default_rng([seed, 17])
         for start in range(SWITCH_SECONDS, seconds, SWITCH_SECONDS) if switch else ():
             scenes.append((start, switched(draw, scenes[-1][1], 0)))
         return cls(tuple(scenes))
 
     def prompts(self) -> list[tuple[float, str]]:
-        """After the first, the background goes unsaid."""
-        said = [(float(start), canonical(scene)) for start, scene in self.scenes]
-        return [said[0], *((start, words.split(" on a ")[0]) for start, words in said[1:])]
+        """(second, prompt) of each scene; prompts after the first omit the background."""
+        captions = [(float(start), canonical(scene)) for start, scene in self.scenes]
+        return [captions[0], *((start, caption.split(" on a ")[0]) for start, caption in captions[1:])]
 
     def at(self, frame: int) -> Scene:
         return next(scene for start, scene in reversed(self.scenes) if start * FPS <= frame)
 
 
 def table(shares: NDArray[np.float64], seconds: int) -> Table:
-    """Shares (window, attribute)."""
+    """A table of the shares (window, attribute) over time."""
     out = Table("seconds", *ATTRIBUTES, title="Share of windows shown right")
     for i, row in enumerate(shares):
         out.add_row(f"{i * 10}-{i * 10 + 10}", *(f"{v:.0%}" for v in row))
@@ -113,7 +109,7 @@ def table(shares: NDArray[np.float64], seconds: int) -> Table:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.long", description=__doc__.splitlines()[0])
     add_model_options(parser)
-    parser.add_argument("--prompts", type=int, default=16, help="how many videos, half held out")
+    parser.add_argument("--prompts", type=int, default=16, help="number of videos, half of them held out")
     parser.add_argument("--seconds", type=int, default=120)
     parser.add_argument("--steps", type=int, default=10, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0)

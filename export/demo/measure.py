@@ -1,4 +1,4 @@
-"""Reading colour, shape and motion off frames by plain image measurement; nothing here is learned."""
+"""Measures colour, shape and motion in frames, without anything learned."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from demo.world import Offsets, Pixels, coverage
 Name = TypeVar("Name", bound=str)
 
 MIN_CONTRAST = 30.0
-"""RGB distance between object and background below which a frame is blank."""
+"""Least RGB distance between object and background; with less, a frame is blank."""
 AREA = (0.02, 0.3)
-"""Share of the frame the object covers; training has 0.05 to 0.15."""
+"""Smallest and largest share of the frame that an object covers; in training it is 0.05 to 0.15."""
 MAX_SPREAD = 0.26
 """Mean squared distance from the centroid over area: disc 0.16, square 0.17, triangle 0.19, scattered noise > 0.3."""
 MIN_FRAMES = 0.6
-"""Share of the frames that must show one compact object."""
+"""Least share of the frames that must show one compact object."""
 FAINT = 0.15
-"""Share of the contrast below which a pixel is background with some noise, for centres to parts of a pixel."""
+"""Share of the contrast below which a pixel counts as background, for centres with parts of a pixel."""
 MAX_COLOUR_DISTANCE = 90.0
 MIN_OVERLAP = 0.6
-"""Intersection over union with the ideal shape of equal area."""
+"""Least intersection over union with the ideal shape of equal area."""
 LAG = 8
-"""Frames between two positions compared; the fastest object moves 14 of 64 units meanwhile, so wrapping is no doubt."""
+"""Frames between two compared positions. The fastest object moves 14 of 64 units, so its direction is certain."""
 STILL_BELOW, NORMAL_FROM, FAST_FROM = 0.2, 0.675, 1.25
-"""World units a frame; halfway between the classes of the world."""
+"""Limits of the speed classes in world units a frame, halfway between the speeds of the world."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the frames show; ``None`` where an attribute cannot be told."""
+    """What the frames show; an attribute that cannot be measured is ``None``."""
 
     colour: Colour | None
     shape: Shape | None
@@ -45,12 +45,12 @@ class Measured:
     confidence: float
     """Share of frames with one compact object, times its mean overlap with the ideal shape; 0..1."""
     steady: float
-    """Share of those frames whose own colour has the clip's name; below 1 colours waver."""
+    """Share of those frames whose own colour has the name of the clip's colour; it is below 1 if colours waver."""
 
 
 @dataclass(frozen=True)
 class _Object:
-    """The object in the frames that show one: masks (frame, height, width), centres and offsets in world units."""
+    """The object in the frames that show it: masks (frame, height, width), centres and offsets in world units."""
 
     frames: NDArray[np.intp]
     mask: NDArray[np.bool_]
@@ -61,7 +61,7 @@ class _Object:
 
 
 def measure(frames: Pixels) -> Measured | None:
-    """Measure RGB frames (frame, height, width, 3) of one scene; ``None`` when they show no single object."""
+    """The attributes in RGB frames (frame, height, width, 3) of one scene; ``None`` unless they show one object."""
     colours, background, distance = _against_background(frames)
     contrast = float(np.median(_contrast(distance)))
     if contrast < MIN_CONTRAST:
@@ -84,7 +84,7 @@ def measure(frames: Pixels) -> Measured | None:
 
 
 def positions(frames: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The object's centre (x, y) in each frame, world units with parts of pixels; NaN where no single object shows."""
+    """The object's centre (x, y) in each frame, in world units; NaN without one object."""
     *_, distance = _against_background(frames)
     contrast = np.maximum(_contrast(distance), MIN_CONTRAST)[:, None, None]
     seen = _locate(distance > contrast / 2)
@@ -97,7 +97,7 @@ def positions(frames: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _against_background(frames: Pixels) -> tuple[Offsets, Offsets, Offsets]:
-    """Colours (frame, height, width, 3), each frame's background (frame, 3), each pixel's RGB distance from it."""
+    """Colours (frame, height, width, 3), backgrounds (frame, 3), RGB distances of pixels from the background."""
     colours = frames.astype(np.float32)
     background = np.median(colours[:, ::4, ::4].reshape(len(frames), -1, 3), axis=1)
     difference = colours - background[:, None, None]
@@ -105,13 +105,13 @@ def _against_background(frames: Pixels) -> tuple[Offsets, Offsets, Offsets]:
 
 
 def _contrast(distance: Offsets) -> NDArray[np.float32]:
-    """Distance between object and background in each frame (frame,); little where nothing shows."""
+    """RGB distance between object and background (frame,); it is small in a blank frame."""
     brightest: NDArray[np.float32] = np.quantile(distance[:, ::2, ::2].reshape(len(distance), -1), 0.98, axis=1)
     return brightest
 
 
 def _locate(mask: NDArray[np.bool_]) -> _Object:
-    """Centroids on the torus, of the frames whose mask is one compact object."""
+    """The object in the frames whose mask is compact, with centroids on the torus."""
     _, height, width = mask.shape
     area = mask.mean(axis=(1, 2))
     kept = np.flatnonzero((area > AREA[0]) & (area < AREA[1]))
@@ -125,26 +125,26 @@ def _locate(mask: NDArray[np.bool_]) -> _Object:
 
 
 def _centre(profile: NDArray[np.intp] | Offsets, size: int) -> tuple[NDArray[np.float64], Offsets]:
-    """Centroid (frame,) of the profiles (frame, size) on the circle, and every pixel's offset (frame, size) from it.
+    """Centroid (frame,) of the profiles (frame, size) on a circle, and every pixel's offset (frame, size) from it.
 
-    The angle of the mean finds the neighbourhood; the plain mean of the offsets around it is the centroid.
+    The angle of the circular mean is close to the centroid; the mean of the offsets from it gives the rest.
     """
     position = (np.arange(size) + 0.5) * (SIDE / size)
     mean = profile @ np.exp(2j * np.pi * position / SIDE)
     rough = np.angle(mean) * SIDE / (2 * np.pi)
-    offset = _wrap(position - rough[:, None])
+    offset = wrap(position - rough[:, None])
     shift = (profile * offset).sum(axis=1) / profile.sum(axis=1)
     centre = rough + shift
-    return centre % SIDE, _wrap(position - centre[:, None]).astype(np.float32)
+    return centre % SIDE, wrap(position - centre[:, None]).astype(np.float32)
 
 
-def _wrap(length: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The short way around the torus, -32..32."""
+def wrap(length: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same length the short way around the torus, in -32..32."""
     return (length + SIDE / 2) % SIDE - SIDE / 2
 
 
 def _shape(seen: _Object) -> tuple[Shape | None, float]:
-    """The shape whose ideal mask of equal area overlaps best, and its mean intersection over union."""
+    """The shape whose ideal mask of equal area overlaps best (or ``None``), and its mean intersection over union."""
     height = seen.mask.shape[1]
     area = seen.mask.mean(axis=(1, 2)) * SIDE * SIDE
     overlaps = {}
@@ -164,7 +164,7 @@ def _motion(seen: _Object) -> tuple[Direction | None, Speed | None]:
     if lag < 1:
         return None, None
     elapsed = seen.frames[lag:] - seen.frames[:-lag]
-    dx, dy = (float(np.median(_wrap(p[lag:] - p[:-lag]) / elapsed)) for p in (seen.x, seen.y))
+    dx, dy = (float(np.median(wrap(p[lag:] - p[:-lag]) / elapsed)) for p in (seen.x, seen.y))
     if max(abs(dx), abs(dy)) < STILL_BELOW:
         return "still", "normal"
     if max(abs(dx), abs(dy)) < 2 * min(abs(dx), abs(dy)):
@@ -177,7 +177,7 @@ def _motion(seen: _Object) -> tuple[Direction | None, Speed | None]:
 
 
 def _nearest(palette: Mapping[Name, RGB], colour: NDArray[np.floating]) -> Name | None:
-    """The name of the nearest palette colour, if it is near at all."""
+    """The name of the nearest palette colour; ``None`` if it is further than `MAX_COLOUR_DISTANCE`."""
     distances = {name: float(np.linalg.norm(colour - np.array(rgb))) for name, rgb in palette.items()}
     best = min(distances, key=distances.__getitem__)
     return best if distances[best] <= MAX_COLOUR_DISTANCE else None

@@ -1,4 +1,4 @@
-"""Which model a command of the demo looks at: a bundle, or checkpoints that were never exported."""
+"""The options that choose the model of a demo command: a bundle, or checkpoints that were not exported."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from arlon_rt.pipeline import Pipeline
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add --bundle, --checkpoints and --device."""
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--bundle", type=Path, help="a bundle's folder; left out: the demo bundle")
-    model.add_argument("--checkpoints", type=Path, help="checkpoints instead, run by PyTorch")
-    parser.add_argument("--device", default="cpu", help="where a bundle runs")
+    model.add_argument("--bundle", type=Path, help="a bundle's folder (default: the demo bundle)")
+    model.add_argument("--checkpoints", type=Path, help="a folder of runs' checkpoints instead, for PyTorch")
+    parser.add_argument("--device", default="cpu", help="device on which a bundle runs (default: cpu)")
 
 
 def open_pipeline(args: argparse.Namespace) -> Pipeline:
-    """What the options of `add_model_options` name; PyTorch is imported for checkpoints alone."""
+    """The pipeline that the options of `add_model_options` name; only checkpoints need PyTorch."""
     if args.checkpoints:
         from demo.trained import open_trained
 

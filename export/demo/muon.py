@@ -1,8 +1,8 @@
-"""The Muon optimizer for hidden weights; `optimizers` gives a model one of these and AdamW for the rest.
+"""The Muon optimizer for hidden weights; `optimizers` also sets up AdamW for a model's other weights.
 
 Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with the step size of
-J. Liu et al., "Muon is scalable for LLM training" (arXiv:2502.16982), eq. 4, so that AdamW's learning rate serves both.
-`torch.optim.Muon` takes no convolution weights; these are taken here as matrices (out, in·kernel).
+J. Liu et al., "Muon is scalable for LLM training" (arXiv:2502.16982), eq. 4, so that both share one learning rate.
+`torch.optim.Muon` accepts no convolution weights; this one treats them as matrices (out, in·kernel).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd polynomial that pulls all singular values near 1; from Jordan et al."""
+"""Coefficients of the odd polynomial that brings all singular values near 1; from Jordan et al."""
 MIN_SIDE = 8
-"""Smallest side of a matrix worth making orthogonal."""
+"""A matrix with a smaller side is left to AdamW."""
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Roughly the nearest semi-orthogonal matrices to a stack (n, rows, columns): Newton-Schulz iterations in bf16."""
+    """Nearly the semi-orthogonal matrices closest to a stack (n, rows, columns): Newton-Schulz iterations in bf16."""
     a, b, c = COEFFICIENTS
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = (matrices if wide else matrices.mT).bfloat16()
@@ -29,8 +29,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    found: Tensor = x if wide else x.mT
-    return found.to(matrices.dtype)
+    result: Tensor = x if wide else x.mT
+    return result.to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
-    """Weights of linear and convolution layers that are matrices of some size; not embeddings, not a token head."""
+    """Weights of linear and convolution layers with sides of at least `MIN_SIDE`, without a token head."""
     return [
         module.weight for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)) and name.rpartition(".")[2] != "head"

@@ -1,4 +1,4 @@
-"""Pictures of the figures, `python -m demo.plots --steps steps.json --variants variants.json --to claims.png`."""
+"""Plots of the claims, `python -m demo.plots --steps steps.json --variants variants.json --to claims.png`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAYERS = {1: "dit_one_layer", 2: "dit_short", 4: "dit_all_layers"}
 
 
 def draw_steps(attributes: Any, likeness: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Attributes and PSNR over denoising steps; solid with injection, dashed without."""
+    """Plot attributes and PSNR over denoising steps: solid with injection, dashed without."""
     for inject, style in ((True, "-"), (False, "--")):
         part = sorted((r for r in rows if r["inject"] is inject), key=lambda r: r["steps"])
         x = [r["steps"] for r in part]
@@ -39,7 +39,7 @@ def draw_steps(attributes: Any, likeness: Any, rows: Sequence[dict[str, Any]]) -
 
 
 def draw_variants(aids: Any, layers: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """Colour and direction right over wrong tokens, and over injected pairs of blocks."""
+    """Plot the share with colour and direction right, over wrong tokens and over injected pairs of blocks."""
     shares = {(r["variant"], r["wrong"]): 100 * r["colour+direction"] for r in rows}
     wrong = sorted({r["wrong"] for r in rows})
     for name in AIDS:
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import matplotlib.pyplot as plt
 
     parser = argparse.ArgumentParser(prog="python -m demo.plots", description=__doc__)
-    parser.add_argument("--steps", type=Path, required=True, help="what `demo.claims steps` wrote")
-    parser.add_argument("--variants", type=Path, help="what `demo.claims variants` wrote")
+    parser.add_argument("--steps", type=Path, required=True, help="the file that `demo.claims steps` wrote")
+    parser.add_argument("--variants", type=Path, help="the file that `demo.claims variants` wrote")
     parser.add_argument("--to", type=Path, default=Path("claims.png"), help="the PNG to write")
     args = parser.parse_args(argv)
     rows = 2 if args.variants else 1

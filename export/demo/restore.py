@@ -1,8 +1,7 @@
-"""`python -m demo.restore`: the shipped bundle's weights as stages' checkpoints, to train on from what ships.
+"""`python -m demo.restore`: writes a bundle's weights as training runs' checkpoints, from which training can continue.
 
-A bundle holds what generation needs: the VQ-VAE's own encoder (it holds a small one) and the coarser codec are trained
-again (``--vq-encoder``, `demo.train_vq --codec vq_coarse`), optimizers start anew, and weights were rounded to fp16
-once.
+A bundle lacks the VQ-VAE's own encoder (it has a small one) and the coarser codec. They are trained again, with
+``--vq-encoder`` and `demo.train_vq --codec vq_coarse`. Optimizers start anew, and weights have been rounded to fp16.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from demo.train_vq import HELD_BACK
 from demo.training import Recipe, arguments, checkpoint_path, learning_rate, rng
 
 NETWORK_OF = {"autoencoder": "vae", "text": "text", "ar": "ar", "vq": "vq", "vq_encoder": "vq", "dit": "dit"}
-"""Stages a bundle has, and the network each of them trained."""
+"""Training run whose weights a bundle has -> the network that it trained."""
 
 
 def stored_weights(bundle: Bundle, network: str) -> dict[str, Tensor]:
-    """Every initialiser of the network's fp32 graphs; those of the state dict keep its names."""
+    """Every initialiser of the network's fp32 graphs; weights have their state-dict names."""
     found: dict[str, Tensor] = {}
     for name, spec in graph_specs(bundle.model).items():
         if spec.network == network:
@@ -45,45 +44,45 @@ def stored_weights(bundle: Bundle, network: str) -> dict[str, Tensor]:
     return found
 
 
-def restored(bundle: Bundle, stage: str) -> nn.Module:
-    """The stage's module with every weight the bundle has; the VQ-VAE's own encoder is as it was initialised."""
-    network = NETWORK_OF[stage]
+def restored(bundle: Bundle, run: str) -> nn.Module:
+    """The module of a training run with the bundle's weights; the VQ-VAE's own encoder is newly initialised."""
+    network = NETWORK_OF[run]
     stored = stored_weights(bundle, network)
-    if stage == "vq":
+    if run == "vq":
         module: nn.Module = VQVAE(vq_config())
         stored = {key: value for key, value in stored.items() if not key.startswith("encoder.")}
-    elif stage == "vq_encoder":
+    elif run == "vq_encoder":
         module = Encoder(shipped_vq_config())
         stored = {key.removeprefix("encoder."): value for key, value in stored.items() if key.startswith("encoder.")}
     else:
         module = build_module(bundle.model, network)
     own = module.state_dict()
     absent = [key for key in own if key not in stored and not key.startswith("rope.")]
-    if stage != "vq" and absent:
-        raise SystemExit(f"the bundle has no {absent[0]!r} of {stage}; it is no demo bundle")
+    if run != "vq" and absent:
+        raise SystemExit(f"the bundle has no {absent[0]!r} of {run}; it is no demo bundle")
     module.load_state_dict({key: stored.get(key, value).to(value.dtype) for key, value in own.items()})
-    if stage == "autoencoder":
+    if run == "autoencoder":
         assert isinstance(module, VideoVAE)
-        plain = VideoVAE(vae_config())  # the stage trains with shift 0 and scale 1
+        plain = VideoVAE(vae_config())  # training has shift 0 and scale 1
         module.load_state_dict({"shift": plain.shift, "scale": plain.scale}, strict=False)
-    if stage == "text":
+    if run == "text":
         whole = TextWithHeads()
         whole.t5.load_state_dict(module.state_dict())
         return whole
     return module
 
 
-def write(out: Path, stage: str, module: nn.Module, card: dict[str, Any]) -> None:
-    """The stage's checkpoint, at the step that the bundle's card tells, and its log's last line."""
+def write(out: Path, run: str, module: nn.Module, card: dict[str, Any]) -> None:
+    """Write a run's checkpoint and the last line of its log; ``card`` is its entry in the bundle's manifest."""
     state = module.state_dict()
     saved = {"model": state, "ema": state, "step": card["step"], "seconds": float(card["seconds"])}
-    torch.save(saved, checkpoint_path(out, stage))
+    torch.save(saved, checkpoint_path(out, run))
     line = {key: value for key, value in card.items() if key not in ("steps_planned", "batch_size")}
-    (out / f"{stage}.jsonl").write_text(json.dumps(line) + "\n")
+    (out / f"{run}.jsonl").write_text(json.dumps(line) + "\n")
 
 
 def fit_vq_encoder(out: Path, threads: int) -> float:
-    """Train the encoder alone to the codebook and the decoder that ship; gives the MSE on held-back clips."""
+    """Train only the VQ-VAE's encoder, to the codebook and decoder that ship; return the MSE on held-back clips."""
     torch.set_num_threads(threads)
     recipe = Recipe.load("vq")
     torch.manual_seed(recipe.schedule.seed)
@@ -91,7 +90,7 @@ def fit_vq_encoder(out: Path, threads: int) -> float:
     saved = torch.load(path, map_location="cpu", weights_only=True)
     model = VQVAE(vq_config())
     model.load_state_dict(saved["model"])
-    model.eval()  # the codebook rests
+    model.eval()  # keeps the codebook fixed
     pool = LatentPool(out / "latents")
     pool.refresh()
     statistics, steppers = pool.statistics(), optimizers(model.encoder, recipe.schedule.learning_rate, 0.0)
@@ -101,9 +100,9 @@ def fit_vq_encoder(out: Path, threads: int) -> float:
         start = int(draw.integers(0, CLIP_LATENTS // 2 + 1))
         latents = pool.batch(list(clips), *statistics)[:, :, start:start + CLIP_LATENTS // 2]
         with torch.autocast("cpu", torch.bfloat16):
-            made = model(latents)
+            output = model(latents)
         model.zero_grad(set_to_none=True)
-        torch.autograd.backward((made.coarse - latents).square().mean() + made.loss)
+        torch.autograd.backward((output.coarse - latents).square().mean() + output.loss)
         for stepper in steppers:
             for group in stepper.param_groups:
                 group["lr"] = learning_rate(recipe.schedule, step)
@@ -117,20 +116,20 @@ def fit_vq_encoder(out: Path, threads: int) -> float:
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, help="a bundle's folder; left out: the demo bundle")
-    parser.add_argument("--vq-encoder", action="store_true", help="instead: train the VQ-VAE's encoder (needs latents)")
+    parser.add_argument("--bundle", type=Path, help="a bundle's folder (default: the demo bundle)")
+    parser.add_argument("--vq-encoder", action="store_true", help="train the VQ-VAE's own encoder (needs latents)")
     args: argparse.Namespace = parser.parse_args()
     if args.vq_encoder:
         print(f"MSE on held-back clips: {fit_vq_encoder(args.out, args.threads):.4f}")
         return
     bundle = Bundle.open(args.bundle or demo_bundle_path())
     args.out.mkdir(parents=True, exist_ok=True)
-    for stage in NETWORK_OF:
-        if checkpoint_path(args.out, stage).exists():
-            raise SystemExit(f"{checkpoint_path(args.out, stage)} exists; move it away or name another --out")
+    for run in NETWORK_OF:
+        if checkpoint_path(args.out, run).exists():
+            raise SystemExit(f"{checkpoint_path(args.out, run)} exists; move it away or name another --out")
     shutil.copyfile(bundle.tokenizer_path, args.out / "tokenizer.model")
-    for stage in NETWORK_OF:
-        write(args.out, stage, restored(bundle, stage), bundle.manifest.provenance["stages"][stage])
+    for run in NETWORK_OF:
+        write(args.out, run, restored(bundle, run), bundle.manifest.provenance["stages"][run])
     print(f"wrote {', '.join(NETWORK_OF)} to {args.out}; now: python -m demo.latents, then --vq-encoder")
 
 

@@ -1,7 +1,7 @@
-"""The vocabulary of the demo world and one scene of it: a coloured shape that moves over a plain background.
+"""The attributes of the demo world, and a scene of it: a coloured shape that moves over a plain background.
 
-Lengths are in world units, 1/64 of the frame's side (pixels at 64×64). Motion wraps around: what leaves on one side
-enters on the other. x grows to the right, y downwards.
+Lengths are in world units, 1/64 of the frame's side (pixels at 64×64). Motion wraps around: a shape that leaves on
+one side enters on the other. x grows to the right, y downwards.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PALETTE: dict[Colour, RGB] = {
 BACKDROPS: dict[Background, RGB] = {"black": (12, 12, 12), "gray": (110, 110, 110), "brown": (110, 65, 30)}
 BACKGROUND_WEIGHTS: dict[Background, float] = {"black": 0.5, "gray": 0.25, "brown": 0.25}
 VELOCITY: dict[Speed, float] = {"slow": 0.45, "normal": 0.9, "fast": 1.6}
-"""World units a frame; ±10 % within a class."""
+"""World units a frame; a scene's speed differs by up to 10 %."""
 HEADING: dict[Direction, tuple[int, int]] = {
     "right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0),
 }
@@ -46,7 +46,7 @@ SHADE = 10
 
 
 class Combination(NamedTuple):
-    """What is held out, or seen, as a whole."""
+    """The attributes that are held out, or seen in training, together."""
 
     colour: Colour
     shape: Shape
@@ -54,9 +54,9 @@ class Combination(NamedTuple):
 
 
 def _is_held_out(colour: int, shape: int, direction: int) -> bool:
-    """Nine of the 72 that move: each shape three times, each colour once or twice, each direction two or three times.
+    """Whether a combination is one of nine: each shape three times, each colour and each direction up to three times.
 
-    No pair of attributes is held out twice, so each pair is seen in training.
+    No pair of attributes is held out twice, so training sees each pair.
     """
     return (colour + 2 * shape + 3 * direction) % 8 == 2
 
@@ -67,27 +67,27 @@ HELD_OUT: frozenset[Combination] = frozenset(
     if c.direction != "still"
     and _is_held_out(COLOURS.index(c.colour), SHAPES.index(c.shape), DIRECTIONS.index(c.direction))
 )
-"""Exactly one eighth of colour × shape × direction (a shape that stays still has no direction); never in training."""
+"""One eighth of the 72 moving combinations; training never sees them."""
 SEEN: tuple[Combination, ...] = tuple(c for c in _ALL if c not in HELD_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One shape and its motion: the attributes a caption names, then the continuous parameters it does not."""
+    """One shape and its motion: attributes that captions name, and continuous parameters that they do not."""
 
     colour: Colour
     shape: Shape
     direction: Direction
     speed: Speed
-    """``"normal"`` (unsaid in captions) for a shape that stays still."""
+    """``"normal"`` for a shape that stays still; captions do not name it."""
     background: Background
     x: float
     y: float
-    """The centre at the scene's first frame, world units."""
+    """The centre at the scene's first frame, in world units."""
     radius: float
-    """Of the circle; a square has the circle's area, a triangle a circumradius of 1.35 of it."""
+    """Radius of the circle. A square has the circle's area; a triangle has 1.35 of it as its circumradius."""
     velocity: float
-    """World units a frame along the direction; 0 when still."""
+    """World units a frame along the direction; 0 for a shape that stays still."""
     rgb: RGB
     background_rgb: RGB
 
@@ -104,7 +104,7 @@ class Scene:
 
 def sample_scene(rng: np.random.Generator, combination: Combination | None = None, speed: Speed | None = None,
                  background: Background | None = None) -> Scene:
-    """A random scene; what is not given is drawn, the combination from those seen in training."""
+    """A random scene. Arguments that are ``None`` are drawn, the combination from those seen in training."""
     colour, shape, direction = combination or SEEN[rng.integers(len(SEEN))]
     background = background or rng.choice(BACKGROUNDS, p=[BACKGROUND_WEIGHTS[b] for b in BACKGROUNDS]).item()
     speed = "normal" if direction == "still" else speed or SPEEDS[rng.integers(3)]

@@ -1,7 +1,7 @@
-"""Steering measured, `python -m demo.steer`: a new prompt while a video is made, and what its pixels show soon after.
+"""Steering, `python -m demo.steer`: the prompt of a running generation changes, and later frames are measured.
 
-Each video begins with one scene; when its first segment was handed out, `Generation.set_prompt` asks for another with
-some attributes changed. What is shown is measured in the second segment after the one the new prompt begins with.
+Each video begins with one scene. After its first segment, `Generation.set_prompt` names a scene with some attributes
+changed. The frames of the segment after the new prompt's first one are measured.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from arlon_rt.options import GenerateOptions
+from arlon_rt.pipeline import Pipeline
 from demo.captions import canonical
 from demo.measure import measure
 from demo.model import add_model_options, open_pipeline
@@ -26,11 +26,8 @@ from demo.scene import FPS, Scene
 from demo.score import ATTRIBUTES, both_kinds, matches
 from demo.world import switched
 
-if TYPE_CHECKING:
-    from arlon_rt.pipeline import Pipeline
-
 FIRST, LATER = 68, 51
-"""New frames of the first segment and of each other."""
+"""New frames of the first segment, and of each later one."""
 SEGMENTS = 4
 
 
@@ -39,15 +36,15 @@ class Steered:
     """One video whose prompt changed."""
 
     changed: frozenset[str]
-    """Attributes that the new prompt changed."""
+    """Attributes that differ between the two prompts."""
     right: dict[str, bool]
-    """Each attribute of the new scene, one segment after the prompt took hold."""
+    """Attribute -> whether it is that of the new scene, one segment after the new prompt's first."""
     delay: int
-    """Segments from the last chunk that was handed out to the first of the new prompt."""
+    """Segments between the last delivered chunk and the first chunk of the new prompt."""
 
 
 def steer(pipeline: Pipeline, before: Scene, after: Scene, seed: int, *, overlap: bool) -> Steered:
-    """Make a video of ``before``, ask for ``after`` once the first segment is there, and look at the pixels."""
+    """Generate a video of ``before``, change its prompt to ``after`` after the first segment, and measure it."""
     options = GenerateOptions(num_frames=FIRST + SEGMENTS * LATER, seed=seed)
     generation = pipeline.stream(canonical(before), options, overlap=overlap)
     frames, start = [], None
@@ -62,10 +59,10 @@ def steer(pipeline: Pipeline, before: Scene, after: Scene, seed: int, *, overlap
 
 
 def table(results: Sequence[Steered]) -> Table:
-    out = Table("attribute", "asked to change", "changed", "kept where it was to stay")
+    out = Table("attribute", "prompts that change it", "changed", "kept by the others")
     for attribute in ATTRIBUTES:
-        moved, stayed = ([r.right[attribute] for r in results if (attribute in r.changed) == asked]
-                         for asked in (True, False))
+        moved, stayed = ([r.right[attribute] for r in results if (attribute in r.changed) == changes]
+                         for changes in (True, False))
         out.add_row(attribute, str(len(moved)), *(f"{np.mean(part):.0%}" if part else "" for part in (moved, stayed)))
     return out
 
@@ -75,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_model_options(parser)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overlap", action="store_true", help="stages on threads of their own")
+    parser.add_argument("--overlap", action="store_true", help="run the three lanes on threads of their own")
     parser.add_argument("--json", type=Path, help="write every result to this file")
     args = parser.parse_args(argv)
     results = []

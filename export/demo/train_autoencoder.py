@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from arlon_export.modules.vae import VideoVAE, encoder_frame_index
+from arlon_export.modules.vae import VideoVAE
+from arlon_rt.networks import encoder_frame_index
 from demo.config import VIDEO, vae_config
-from demo.scene import Scene
+from demo.scene import Scene, sample_scene
 from demo.training import Losses, Recipe, arguments, rng, train
-from demo.world import render, render_clip, sample_clip, sample_scene
+from demo.world import render, render_clip, sample_clip
 
 CHUNK = 17
 CROP = 32
@@ -101,7 +102,7 @@ class AutoencoderLoss:
         with torch.no_grad():
             target = self.vae.spatial_vae.encode(pixels).mean
             padded = torch.cat([torch.zeros_like(target[:, :, :1]), target], 2)
-        index = encoder_frame_index(CHUNK, 4).to(self.device)
+        index = torch.from_numpy(encoder_frame_index(CHUNK, self.vae.config)).to(self.device)
         z = self.vae.temporal_vae.encode(padded.index_select(2, index)).mean.float()
         picked = np.sort(np.append(0, draw.choice(np.arange(1, CHUNK), self.extra["decoded_frames"], replace=False)))
         decoded = self.vae.temporal_vae.decode(z + 0.05 * torch.randn_like(z))[:, :, -CHUNK:]

@@ -107,7 +107,7 @@ def coarse_window(
 
 
 def uncertain(coarse: Tensor) -> Tensor:
-    """Uncertainty sampling (spec 4): each row's channel statistics, redrawn with the batch's spread of them."""
+    """Uncertainty sampling (docs/spec.md 4): each row's channel statistics, redrawn with the batch's spread of them."""
     axes = (2, 3, 4)
     mean, std = coarse.mean(axes, keepdim=True), coarse.std(axes, keepdim=True) + 1e-5
     drawn_mean = mean + mean.std(0, keepdim=True) * torch.randn_like(mean) * 0.5

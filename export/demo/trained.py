@@ -1,4 +1,4 @@
-"""A pipeline straight from the stages' checkpoints, in PyTorch: to look at a training run without exporting it."""
+"""A PyTorch pipeline of training runs' checkpoints, to look at networks before they are exported."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ DEFAULTS: dict[str, Any] = {
     "num_frames": 68, "num_inference_steps": 10, "guidance_scale": 1.0, "ar_guidance_scale": 1.25,
     "temperature": 0.7, "top_k": 50, "top_p": 0.9,
 }
-"""Of the demo bundle."""
+"""Default options of the demo bundle."""
 SAME_LATENTS = 0.05
-"""Mean difference that bf16 arithmetic of another machine may make; latents have a deviation of about 1."""
+"""Largest mean difference that bf16 arithmetic of another machine causes; latents have a deviation of about 1."""
 
 
 def load_networks(out: Path, dit: str = "dit") -> tuple[ModelConfig, dict[str, nn.Module]]:
-    """The averaged weights of every stage in ``out``, by network, and their configuration.
+    """The configuration, and the networks with the averaged weights of the training runs in ``out``.
 
-    Shift and scale of the latents, measured on the pool, go into the autoencoder. ``dit`` names the transformer's
-    recipe and checkpoint.
+    The autoencoder gets the shift and scale of the latents in the pool. ``dit`` names the transformer's recipe and
+    checkpoint.
 
     Raises:
-        SystemExit: the pool's latents are not what the autoencoder makes of their clips.
+        SystemExit: the pool's latents are not those of this autoencoder.
     """
     pool = LatentPool(out / "latents")
     pool.refresh()
@@ -61,13 +61,13 @@ def load_networks(out: Path, dit: str = "dit") -> tuple[ModelConfig, dict[str, n
         "vae": load_averaged(out, "autoencoder", VideoVAE(vae_config()), "cpu"),
     }
     check_latents(pool, networks["vae"])
-    measured = VideoVAE(vae_config(shift, scale))  # the stage trains with shift 0 and scale 1
+    measured = VideoVAE(vae_config(shift, scale))  # training has shift 0 and scale 1
     networks["vae"].load_state_dict({"shift": measured.shift, "scale": measured.scale}, strict=False)
     return model, networks
 
 
 def load_vq(out: Path) -> nn.Module:
-    """The VQ-VAE as it ships: with the small encoder in place of its own."""
+    """The VQ-VAE that ships, with the small encoder in place of its own."""
     trained = load_averaged(out, "vq", VQVAE(vq_config()), "cpu").state_dict()
     small = load_averaged(out, "vq_encoder", Encoder(shipped_vq_config()), "cpu").state_dict()
     state = {key: value for key, value in trained.items() if not key.startswith("encoder.")}
@@ -77,18 +77,18 @@ def load_vq(out: Path) -> nn.Module:
 
 
 def check_latents(pool: LatentPool, vae: nn.Module) -> None:
-    """Hold the pool's first clip to what ``vae``, the stage's own, makes of it.
+    """Raise `SystemExit` unless ``vae`` encodes the pool's first clip to the latents in the pool.
 
-    Latents of another encoder, or normalised once already, would give a bundle whose shift and scale are not those that
-    its transformer was trained with: it would run, in pale and wavering colours.
+    Latents of another encoder, or ones that were normalised already, would give a bundle whose shift and scale its
+    transformer was not trained with. Such a bundle runs, with pale and wavering colours.
     """
     assert isinstance(vae, VideoVAE)
-    made = encode_clip(vae, render_clip(pool.clips[0], VIDEO.height), "cpu").astype(np.float32)
-    difference = float(np.abs(made - pool.latents[0]).mean())
+    encoded = encode_clip(vae, render_clip(pool.clips[0], VIDEO.height), "cpu").astype(np.float32)
+    difference = float(np.abs(encoded - pool.latents[0]).mean())
     if difference > SAME_LATENTS:
         raise SystemExit(
-            f"the latents in {pool.folder} differ by {difference:.2f} from what autoencoder.pt makes of the same clip; "
-            "make them again with `python -m demo.latents`, or take the autoencoder they were made with"
+            f"the latents in {pool.folder} differ by {difference:.2f} from those of autoencoder.pt for the same clip; "
+            "make them again with `python -m demo.latents`, or use the autoencoder that encoded them"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the AR model and the DiT are trained on: text, tokens and latents of random windows of the pool's clips."""
+"""Training data of the AR model and the DiT: text, tokens and latents of windows of the pool's clips, and faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRAMES_PER_CHUNK = 17
 
 @dataclass
 class Corpus:
-    """The pool with the finished text encoder and codecs; tokens are encoded once a clip."""
+    """The pool with the trained text encoder and codecs; each clip's tokens are encoded once."""
 
     pool: LatentPool
     twins: LatentPool
@@ -52,7 +52,7 @@ class Corpus:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take in new shards and encode their tokens."""
+        """Read new shards and encode their tokens."""
         self.pool.refresh()
         self.twins.refresh()
         for name in self.codecs:
@@ -75,7 +75,7 @@ class Corpus:
         return self.twins.batch(clips, *self.statistics).to(self.device)
 
     def has_twin(self, clip: int, recoloured: bool) -> bool:
-        """Whether this clip has a twin of this kind, the other kind being the shifted ones."""
+        """Whether this clip has a twin that is recoloured, or shifted if ``recoloured`` is False."""
         return clip < len(self.twins) and is_recoloured(clip) == recoloured
 
     def codes(self, codec: str, clips: list[int]) -> Tensor:
@@ -83,7 +83,7 @@ class Corpus:
         return torch.stack([self.tokens[codec][i] for i in clips]).to(self.device)
 
     def twin_codes(self, codec: str, clips: list[int]) -> Tensor:
-        """`codes` of the clips' twins, encoded now."""
+        """`codes` of the clips' twins; these are encoded at each call."""
         return self._encoded(codec, self.twin_latents(clips))
 
     @torch.no_grad()
@@ -97,7 +97,7 @@ class Corpus:
         return self.pool.clips[clip].scene_at(latent // CHUNK_LATENTS * FRAMES_PER_CHUNK)
 
     def caption(self, clip: int, latent: int, draw: np.random.Generator, shown: bool = False) -> str:
-        """That scene in fresh words; ``shown``: what comes before shows its background."""
+        """A new caption of the scene at ``latent``; ``shown`` says that earlier frames show its background."""
         return caption(self.scene(clip, latent), draw, shown)
 
     def switches(self, clip: int) -> list[int]:
@@ -106,10 +106,10 @@ class Corpus:
 
 
 def flash(draw: np.random.Generator, frames: int, period: float) -> npt.NDArray[np.bool_]:
-    """(frame,): where a passing fault shows, one or two frames anywhere, in half of the cases once every ``period``.
+    """(frame,): True where a short fault shows: one or two frames, in half of the cases repeated every ``period``.
 
-    Long video repeats its own past, phase by phase of the autoencoder's chunks: a wrong colour in the last frames of
-    one chunk came back in the last frames of every chunk after it.
+    Long video repeats its own past at the same place of each chunk of the autoencoder: a wrong colour in the last
+    frames of one chunk came back in the last frames of every later chunk.
     """
     first, length = draw.uniform(0, frames), int(draw.integers(1, 3))
     starts = np.arange(first % period, frames, period) if draw.random() < 0.5 else np.array([first])
@@ -120,10 +120,10 @@ def flash(draw: np.random.Generator, frames: int, period: float) -> npt.NDArray[
 
 
 def stain(draw: np.random.Generator, grid: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
-    """(frame, row, column): where a fault stays for up to five frames, over the picture or a part of it.
+    """(frame, row, column): True where a fault stays for up to five frames, on all or a part of the picture.
 
-    As many frames before it are right, so that what is told by no text can be told from them. Long video lost a
-    background that its prompts left unsaid by patches that stayed.
+    As many frames before it are right, so that they tell what no caption names. Long video lost a background that its
+    prompts did not name, because patches of another one stayed.
     """
     frames, *sides = grid
     length = int(draw.integers(1, 6))
@@ -144,5 +144,3 @@ def replaced(tokens: Tensor, share: Tensor | float, num_codes: int) -> Tensor:
         share = share.view(-1, *[1] * (tokens.dim() - 1)).to(tokens.device)
     wrong = torch.rand(tokens.shape, device=tokens.device) < share
     return torch.where(wrong, torch.randint_like(tokens, num_codes), tokens)
-
-

@@ -1,4 +1,4 @@
-"""The procedural world in motion: scenes rendered to frames, and clips whose prompt may switch."""
+"""Renders scenes of the demo world to frames, and draws clips whose prompt may switch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from demo.captions import caption
-from demo.scene import HELD_OUT, SEEN, SIDE, Combination, Scene, Shape, draw_velocity, sample_scene
-
-__all__ = ["HELD_OUT", "SEEN", "Clip", "Offsets", "Pixels", "Scene", "coverage", "render", "render_clip", "sample_clip",
-           "sample_scene", "switched", "wrapped_offset"]
+from demo.scene import HELD_OUT, SIDE, Combination, Scene, Shape, draw_velocity, sample_scene
 
 Pixels = NDArray[np.uint8]
 Offsets = NDArray[np.float32]
 
 SWITCH_FRAMES = 17
-"""Prompt switches fall on multiples of one chunk of the video autoencoder."""
+"""Prompts switch at multiples of this, a chunk of the video autoencoder."""
 WINDOW_FRAMES = 68
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """A video whose prompt may switch: scenes, each from its first frame on, and one caption a scene."""
+    """A video whose prompt may switch: scenes with their first frames, and a caption for each."""
 
     num_frames: int
     scenes: tuple[tuple[int, Scene], ...]
@@ -43,7 +40,7 @@ class Clip:
 
 
 def coverage(shape: Shape, dx: Offsets, dy: Offsets, radius: float | Offsets, scale: float = 1.0) -> Offsets:
-    """How much of each pixel the shape covers, 0..1, from the signed distance to its edge.
+    """The share of each pixel that the shape covers, 0..1, from the signed distance to its edge.
 
     ``dx`` (…, 1, width) and ``dy`` (…, height, 1) are offsets from the centre, ``scale`` is pixels per world unit.
     """
@@ -62,7 +59,7 @@ def coverage(shape: Shape, dx: Offsets, dy: Offsets, radius: float | Offsets, sc
 
 
 def wrapped_offset(size: int, centre: NDArray[np.float64]) -> Offsets:
-    """Offsets (frame, size) of pixel centres from ``centre`` (frame,), the short way around; world units."""
+    """Offsets (frame, size) of pixel centres from ``centre`` (frame,), the short way around, in world units."""
     pixels = (np.arange(size) + 0.5) * (SIDE / size)
     offset: Offsets = ((pixels - centre[:, None] + SIDE / 2) % SIDE - SIDE / 2).astype(np.float32)
     return offset
@@ -88,7 +85,7 @@ def render_clip(clip: Clip, size: int = 64) -> Pixels:
 
 
 def switched(rng: np.random.Generator, scene: Scene, frame: int) -> Scene:
-    """What ``scene`` becomes at ``frame`` when some of colour, shape, direction and speed change; the rest persists."""
+    """``scene`` from ``frame`` on, with some of colour, shape, direction and speed changed."""
     while True:
         drawn = sample_scene(rng)
         new_colour, new_shape, new_direction, new_speed = (bool(p < 0.4) for p in rng.random(4))
@@ -109,7 +106,7 @@ def switched(rng: np.random.Generator, scene: Scene, frame: int) -> Scene:
 
 
 def sample_clip(rng: np.random.Generator, num_frames: int, switch_probability: float = 0.0) -> Clip:
-    """A captioned clip of seen combinations; in each 68 frames begun the prompt switches once with this probability."""
+    """A clip of seen combinations with captions. Its prompt switches with this probability in each 68 frames."""
     scenes = [(0, sample_scene(rng))]
     for window in range(0, num_frames, WINDOW_FRAMES):
         starts = range(max(window, SWITCH_FRAMES), min(window + WINDOW_FRAMES, num_frames), SWITCH_FRAMES)

@@ -5,7 +5,7 @@
     with Pipeline.open() as pipeline:
         video = pipeline.generate("a red circle moves right on a black background", GenerateOptions(num_frames=68))
 
-Public names load their module when they are first used, so that importing the package is cheap.
+A public name loads its module at its first use, so that importing the package is cheap.
 """
 
 from __future__ import annotations
@@ -43,26 +43,20 @@ if TYPE_CHECKING:
     from arlon_rt.video import VideoWriter as VideoWriter
     from arlon_rt.video import read_clip as read_clip
     from arlon_rt.video import read_image as read_image
-
-_HOMES = {
-    "arlon_rt.bundle": ("Bundle",),
-    "arlon_rt.errors": (
-        "ArlonError", "BackendError", "BundleError", "BundleNotFoundError", "Cancelled", "MissingExtraError",
-        "OptionsError", "OutputError",
-    ),
-    "arlon_rt.events": (
-        "ChunkReady", "Event", "Failed", "Finished", "FootageRead", "FramesWritten", "Progress", "PromptCut", "Started",
-    ),
-    "arlon_rt.generation": ("Chunk", "Generation", "Snapshot"),
-    "arlon_rt.options": ("GenerateOptions",),
-    "arlon_rt.pipeline": ("Pipeline", "Video"),
-    "arlon_rt.timeline": ("Timeline",),
-    "arlon_rt.video": ("VideoWriter", "read_clip", "read_image"),
-}
-
-__all__ = sorted(name for names in _HOMES.values() for name in names)
-__getattr__ = lazily(__name__, _HOMES)
-
-
-def __dir__() -> list[str]:
-    return __all__
+else:
+    __all__, __getattr__, __dir__ = lazily(__name__, {
+        "arlon_rt.bundle": ("Bundle",),
+        "arlon_rt.errors": (
+            "ArlonError", "BackendError", "BundleError", "BundleNotFoundError", "Cancelled", "MissingExtraError",
+            "OptionsError", "OutputError",
+        ),
+        "arlon_rt.events": (
+            "ChunkReady", "Event", "Failed", "Finished", "FootageRead", "FramesWritten", "Progress",
+            "PromptCut", "Started",
+        ),
+        "arlon_rt.generation": ("Chunk", "Generation", "Snapshot"),
+        "arlon_rt.options": ("GenerateOptions",),
+        "arlon_rt.pipeline": ("Pipeline", "Video"),
+        "arlon_rt.timeline": ("Timeline",),
+        "arlon_rt.video": ("VideoWriter", "read_clip", "read_image"),
+    })

@@ -1,7 +1,8 @@
-"""The model configuration: every size and every assumption a bundle's manifest states about its networks."""
+"""The model configuration: every size and every assumption that a bundle's manifest states about its networks."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """T5 v1.1 encoder (gated GELU) and how prompts become tokens. Field names follow transformers' T5Config."""
+    """T5 v1.1 encoder (gated GELU), and how prompts become tokens. Field names follow transformers' T5Config."""
 
     vocab_size: int
     d_model: int
@@ -23,15 +24,15 @@ class TextConfig:
     max_length: int = 300
     """Prompts are truncated to this many tokens, the closing ``</s>`` included."""
     clean_caption: bool = True
-    """Lower-case and clean prompts twice, as Open-Sora v1.2 does (spec 5.5)."""
+    """Lower-case and clean prompts twice, as Open-Sora v1.2 does (docs/spec.md 5.5)."""
     prompt_suffix: str = ""
-    """Appended to each prompt that names no such score itself: Open-Sora's ``" aesthetic score: 6.5."``.
-    Empty: the model was trained without scores."""
+    """Appended to each prompt that names no such score itself: ``" aesthetic score: 6.5."`` in Open-Sora. Empty for a
+    model that was trained without scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ARConfig:
-    """Decoder-only token model: text prefix, BOS, then codes row-major within a code-frame (spec 3)."""
+    """Decoder-only token model: text prefix, BOS, then codes row-major within a code-frame (docs/spec.md 3)."""
 
     num_codes: int
     hidden_size: int
@@ -40,9 +41,9 @@ class ARConfig:
     ffn_size: int
     text_dim: int
     grid: tuple[int, int, int]
-    """Rows of the learned position tables: (code_frame, code_height, code_width). Frames beyond start a new window."""
+    """Rows of the learned position tables: (code_frame, code_height, code_width). Later frames start a new window."""
     max_length: int
-    """Cache slots: longest prompt + BOS + codes of the largest window."""
+    """Cache slots: the longest prompt, BOS and the codes of the largest window."""
     max_top_k: int
     rope_theta: float = 10_000.0
     position_of: Literal["self", "next"] = "next"
@@ -67,21 +68,21 @@ class ARConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
-    """Latent VQ-VAE: codes on a grid of normalised video latents (spec 2)."""
+    """Latent VQ-VAE: codes on a grid of normalised video latents (docs/spec.md 2)."""
 
     num_codes: int
     code_dim: int
     stride: tuple[int, int, int]
     """Latents per code along (frame, height, width); each a power of two."""
     channels: tuple[int, ...]
-    """Width of each stage from the latents inward; one stage halves every axis whose stride allows it."""
+    """Width of each level from the latents inward; a level halves every axis whose stride allows it."""
     num_res_blocks: int = 2
     norm_groups: int = 32
     latent_channels: int = 4
     encoder_channels: tuple[int, ...] | None = None
-    """Likewise of the encoder, where it is smaller or larger than the decoder."""
+    """Widths of the encoder's levels, where they differ from the decoder's."""
     has_encoder: bool = False
-    """Whether a bundle has the encoder's graph, which going on from a clip or an image needs."""
+    """Whether a bundle has the encoder's graph, which a request that continues a clip or an image needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +99,13 @@ class DiTConfig:
     mlp_ratio: float = 4.0
     in_channels: int = 4
     out_channels: int = 8
-    """Published 8 (pred_sigma); the first ``in_channels`` are the velocity."""
+    """8 in the published model (pred_sigma); the first ``in_channels`` are the velocity."""
     patch_size: tuple[int, int, int] = (1, 2, 2)
     rope_theta: float = 10_000.0
     rope_freqs: tuple[float, ...] | None = None
-    """Rotary frequencies (radians a frame) of a checkpoint whose ``rope.freqs`` are not those ``rope_theta`` gives."""
+    """Rotary frequencies (radians a frame) of a checkpoint whose ``rope.freqs`` do not follow from ``rope_theta``."""
     precision_tables: Literal["exact", "bf16"] = "exact"
-    """Whether fp16/bf16/fp8 sets take position tables as the published bf16 run had them (spec 5.4)."""
+    """Whether the fp16 and bf16 sets take position tables as the published bf16 run had them (docs/spec.md 5.4)."""
 
     @property
     def head_dim(self) -> int:
@@ -113,17 +114,17 @@ class DiTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InjectionConfig:
-    """Semantic injection: gated adaptive normalisation of the temporal branch (spec 4)."""
+    """Semantic injection: gated adaptive normalisation of the temporal branch (docs/spec.md 4)."""
 
     layers: tuple[int, ...]
-    """Block pairs that are injected, e.g. the first half."""
+    """The pairs of blocks that are injected, e.g. the first half."""
     adapter_ratio: float = 1.0
-    """Hidden width of each adapter's MLP over the DiT's width."""
+    """Hidden width of each adapter's MLP, divided by the DiT's width."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Video autoencoder: diffusers' AutoencoderKL a frame, then a causal temporal autoencoder (spec 5.6)."""
+    """Video autoencoder: diffusers' AutoencoderKL a frame, then a causal temporal autoencoder (docs/spec.md 5.6)."""
 
     block_out_channels: tuple[int, ...]
     layers_per_block: int
@@ -152,10 +153,15 @@ class VAEConfig:
     def chunk_latents(self) -> int:
         return math.ceil(self.chunk_frames / self.time_stride)
 
+    def whole(self, pixels: int, latents: int = 1) -> int:
+        """The largest number of pixels, no more than ``pixels``, that whole blocks of ``latents`` latents cover."""
+        block = latents * self.space_stride
+        return pixels // block * block
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """Rectified flow with Open-Sora's time transform (spec 5.7)."""
+    """Rectified flow with Open-Sora's time transform (docs/spec.md 5.7)."""
 
     num_timesteps: int = 1000
     use_timestep_transform: bool = True
@@ -163,7 +169,7 @@ class FlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig:
-    """The video a bundle makes when nothing else is asked for."""
+    """The video that a bundle makes by default."""
 
     height: int
     width: int
@@ -171,13 +177,18 @@ class VideoConfig:
     segment_frames: int = 68
     overlap_frames: int = 17
     max_height: int | None = None
-    """Largest height in pixels the graphs are meant for; ``None``: ``height``."""
+    """Largest height in pixels that the graphs are meant for; ``None``: ``height``."""
     max_width: int | None = None
+
+    @property
+    def largest(self) -> tuple[int, int]:
+        """(height, width) in pixels of the largest picture that the graphs are meant for."""
+        return self.max_height or self.height, self.max_width or self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """All networks of a bundle. Without ``ar``, ``vq`` and ``injection`` it is plain Open-Sora v1.2 (baseline mode)."""
+    """All networks of a bundle. Without ``ar``, ``vq`` and ``injection`` the model is plain Open-Sora v1.2."""
 
     text: TextConfig
     dit: DiTConfig
@@ -188,13 +199,8 @@ class ModelConfig:
     vq: VQConfig | None = None
     injection: InjectionConfig | None = None
 
-
-
-
-
-
-
-
-
-
-
+    def narrowed(self, *, height: int, width: int, segment_frames: int) -> ModelConfig:
+        """The configuration of a bundle that makes no larger picture and no longer segment."""
+        return dataclasses.replace(self, video=dataclasses.replace(
+            self.video, height=height, width=width, max_height=None, max_width=None, segment_frames=segment_frames
+        ))

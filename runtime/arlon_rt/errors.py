@@ -6,7 +6,7 @@ ArlonError
 │   └── BundleNotFoundError (FileNotFoundError)
 ├── BackendError (RuntimeError)          a graph could not be opened or run
 │   ├── MissingExtraError (ImportError)  an optional dependency is not installed; names the pip command
-│   ├── EngineError                      an engine does not fit, is damaged or was not built here
+│   ├── EngineError                      an engine does not fit, is damaged or was built by another user
 │   │   └── EngineNotFoundError (FileNotFoundError)
 │   └── BudgetError (MemoryError)        a budget of GPU memory does not hold the model at this size
 ├── OutputError (OSError)                the video could not be written
@@ -29,7 +29,7 @@ class BundleError(ArlonError, ValueError):
 
 
 class BundleNotFoundError(BundleError, FileNotFoundError):
-    """There is no bundle at the path given."""
+    """There is no bundle at that path."""
 
 
 class BackendError(ArlonError, RuntimeError):
@@ -41,7 +41,7 @@ class MissingExtraError(BackendError, ImportError):
 
 
 class EngineError(BackendError):
-    """An engine does not fit, is damaged, or was not built here by this user."""
+    """An engine does not fit, is damaged, or was built by another user."""
 
 
 class EngineNotFoundError(EngineError, FileNotFoundError):

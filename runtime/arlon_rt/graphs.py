@@ -1,13 +1,14 @@
-"""The contract: every graph's inputs, outputs, dtypes and axis ranges, stated once for export, engines and runtime.
+"""The contract: the inputs, outputs, dtypes and axis ranges of every graph, for export, engines and runtime.
 
-Sizes follow from the model configuration, so there is one function a graph. Axes are an integer (static) or the
-name of an `Axis`. The dtype ``"float"`` means the float type of the precision set (float32, float16, bfloat16).
+Sizes follow from the model configuration, so each graph has a function. An axis is an integer (a static size) or the
+name of an `Axis`. The dtype ``"float"`` means the float type of the precision set: float32, float16 or bfloat16.
+`differences` compares what a manifest, a graph or an engine states with the contract; nothing else does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,11 +27,15 @@ LANE_OF: Mapping[Network, str] = {
 activations."""
 ALL_LANES = "all lanes"
 DType = Literal["float", "float32", "int64", "bool", "uint8"]
+StatedTensor = tuple[str, str, tuple[int | str | None, ...]]
+"""An input or output as a backend or a file states it: (name, dtype, axes). ``None`` is an axis of unknown size."""
+StatedBy = Literal["manifest", "graph", "engine"]
+"""Who states the inputs and outputs that `differences` compares."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A dynamic axis and its optimisation range."""
+    """A dynamic axis with its smallest, usual and largest size."""
 
     name: str
     min: int
@@ -46,7 +51,7 @@ class TensorSpec:
     dtype: DType
     axes: tuple[int | str, ...]
     alias: str | None = None
-    """For an output: the input whose buffer it shares, updated in place."""
+    """Of an output: the input whose buffer it shares, which the graph updates in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +87,17 @@ def segment_latents(c: ModelConfig) -> int:
 
 
 def latent_length(c: ModelConfig, num_frames: int) -> int:
-    """Latents of ``num_frames`` frames: 5 a 17-frame chunk, then one for each 4 frames begun (spec 5.6)."""
+    """Latents of ``num_frames`` frames: 5 a 17-frame chunk, then one for each 4 frames begun (docs/spec.md 5.6)."""
     chunks, rest = divmod(num_frames, c.vae.chunk_frames)
     return chunks * c.vae.chunk_latents + math.ceil(rest / c.vae.time_stride)
 
 
 def _space(c: ModelConfig, unit: int, height: str, width: str, smallest: int = 1) -> tuple[Axis, Axis]:
     """Height and width axes in units of ``unit`` pixels, rounded up."""
-    def axis(name: str, opt: int, largest: int | None) -> Axis:
-        return Axis(name=name, min=smallest, opt=math.ceil(opt / unit), max=math.ceil((largest or opt) / unit))
-    return axis(height, c.video.height, c.video.max_height), axis(width, c.video.width, c.video.max_width)
+    def axis(name: str, opt: int, largest: int) -> Axis:
+        return Axis(name=name, min=smallest, opt=math.ceil(opt / unit), max=math.ceil(largest / unit))
+    highest, widest = c.video.largest
+    return axis(height, c.video.height, highest), axis(width, c.video.width, widest)
 
 
 def text_encoder(c: ModelConfig) -> GraphSpec:
@@ -214,7 +220,7 @@ def _patches(c: ModelConfig) -> Axis:
 
 
 def semantic(c: ModelConfig) -> GraphSpec:
-    """Coarse latents -> (gamma, beta, alpha) of every injected layer; once a segment (spec 4)."""
+    """Coarse latents -> (gamma, beta, alpha) of every injected layer; once a segment (docs/spec.md 4)."""
     assert c.injection
     return GraphSpec(
         name="semantic", network="dit",
@@ -270,8 +276,8 @@ def _chunk_axes(c: ModelConfig) -> tuple[Axis, ...]:
 def vae_decoder(c: ModelConfig) -> GraphSpec:
     """Normalised latents of one chunk -> uint8 RGB frames; once a chunk.
 
-    ``frame_index`` picks which of the 4·chunk decoded frames are wanted: 3, 4, … for a 17-frame chunk.
-    The float tensor ``pixels`` (frame, 3, height, width) in -1..1 stands before the uint8 nodes.
+    ``frame_index`` picks the frames to return among the 4·chunk decoded ones: 3, 4, … for a 17-frame chunk.
+    The float tensor ``pixels`` (frame, 3, height, width) in -1..1 comes before the uint8 nodes.
     """
     axes = {a.name: a for a in _chunk_axes(c)}
     return GraphSpec(
@@ -288,9 +294,9 @@ def vae_decoder(c: ModelConfig) -> GraphSpec:
 def vae_encoder(c: ModelConfig) -> GraphSpec:
     """uint8 RGB frames of one chunk -> normalised latents (posterior means); conditioning only.
 
-    ``frame_index`` (time_stride · chunk) says which frame stands at each place of the padded chunk: 0 is the zero
-    (padding) frame, i + 1 is frame i; for 17 frames 0, 0, 0, 1, …, 17. ``pixels`` (frame, 3, height, width) in -1..1
-    stands after the uint8 nodes.
+    ``frame_index`` (time_stride · chunk) names the frame at each place of the padded chunk: 0 is the zero (padding)
+    frame, i + 1 is frame i; for 17 frames 0, 0, 0, 1, …, 17. ``pixels`` (frame, 3, height, width) in -1..1 comes after
+    the uint8 nodes.
     """
     axes = {a.name: a for a in _chunk_axes(c)}
     s = c.vae.time_stride
@@ -327,3 +333,49 @@ def graph_specs(c: ModelConfig) -> dict[str, GraphSpec]:
 def signature(tensors: Iterable[TensorSpec], precision: str) -> tuple[TensorSignature, ...]:
     """The contract's tensors as a precision set has them: dtype ``"float"`` replaced by its float type."""
     return tuple((t.name, FLOAT_DTYPE[precision] if t.dtype == "float" else t.dtype, t.axes) for t in tensors)
+
+
+def differences(
+    spec: GraphSpec, precision: str, inputs: Sequence[StatedTensor], outputs: Sequence[StatedTensor], *,
+    stated_by: StatedBy,
+) -> list[str]:
+    """How stated inputs and outputs differ from the contract, one message each; empty when they agree.
+
+    Args:
+        stated_by: what may differ. A manifest: nothing. A graph: the names of dynamic axes, and the static sizes of an
+            output may be unknown. An engine: also the order of its tensors, which are addressed by name; any size may
+            be unknown, and its profiles may fix the size of a dynamic axis.
+    """
+    found = []
+    for kind, stated, tensors in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
+        contract = {name: (dtype, axes) for name, dtype, axes in signature(tensors, precision)}
+        names, expected = [name for name, _, _ in stated], list(contract)
+        if names != expected and not (stated_by == "engine" and sorted(names) == sorted(expected)):
+            found.append(f"{kind}s are {', '.join(names) or 'none'}; the contract has {', '.join(expected)}")
+            continue
+        for name, dtype, axes in stated:
+            expected_dtype, expected_axes = contract[name]
+            fits = len(axes) == len(expected_axes) and all(
+                _axis_fits(spec, size, axis, stated_by, unknown=stated_by == "engine" or kind == "output")
+                for size, axis in zip(axes, expected_axes, strict=True)
+            )
+            if dtype != expected_dtype or not fits:
+                found.append(
+                    f"{kind} {name} is {dtype} {shape_text(axes)}; the contract has {expected_dtype} "
+                    f"{shape_text(expected_axes)}"
+                )
+    return found
+
+
+def _axis_fits(spec: GraphSpec, size: int | str | None, axis: int | str, stated_by: StatedBy, *, unknown: bool) -> bool:
+    """Whether a stated size serves an axis of the contract; ``unknown``: a static size may be left out."""
+    if size == axis or stated_by == "manifest":
+        return size == axis
+    if isinstance(axis, int):
+        return unknown and not isinstance(size, int)
+    return not isinstance(size, int) or stated_by == "engine" or spec.axis(axis).min == size == spec.axis(axis).max
+
+
+def shape_text(axes: Iterable[int | str | None]) -> str:
+    """``(1, frame, ?)`` of ``(1, "frame", None)``."""
+    return f"({', '.join('?' if axis is None else str(axis) for axis in axes)})"

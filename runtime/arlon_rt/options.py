@@ -1,26 +1,29 @@
-"""What a user may ask for: the options of a generation, checked at the door."""
+"""What may be asked of a generation: each option declared once, and checked before any work begins."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import OptionsError
 
-MAX_FPS = 240.0
-MAX_STEPS = 1000
-MAX_FRAMES = 10_000_000
-DEFAULTS: Mapping[str, Any] = {
-    "num_inference_steps": 10, "guidance_scale": 7.0, "ar_guidance_scale": 1.0,
-    "temperature": 1.0, "top_k": 100, "top_p": 0.95, "seed": 0, "negative_prompt": None,
-    "aesthetic_score": None, "motion_score": None, "camera_motion": None,
+BUNDLES = "the bundle's"
+KINDS = {
+    int: ("integer", "whole number"), float: ("number", "number"), str: ("string", "text"),
+    bool: ("boolean", "on or off"),
 }
-"""Used for what neither the request nor the bundle's manifest says (spec 9)."""
+"""Type of an option -> its name in a JSON schema, and in words."""
+
+
+class RemovedOptionWarning(DeprecationWarning):
+    """A request has a value for an option that was removed. The command prints the message as one line."""
 
 
 class HasDefaults(Protocol):
@@ -34,77 +37,262 @@ class HasDefaults(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """One request. ``None`` means the bundle's default."""
+class Option:
+    """All that is known of one option, beside its name.
 
-    num_frames: int | None = None
-    """Length in frames; 1 is an image."""
-    height: int | None = None
-    """Height in pixels; frames come out rounded down to whole latents (8 pixels in Open-Sora: 426 gives 424)."""
-    width: int | None = None
-    first_segment_frames: int | None = None
-    """Length of the first segment, whole chunks of the video autoencoder: a shorter one shows its first frames sooner,
-    and the rest of the video comes out another."""
-    fps: float | None = None
-    """Frames a second, told to the diffusion transformer and written to the file."""
-    num_inference_steps: int | None = None
-    """Denoising steps a segment."""
-    guidance_scale: float | None = None
-    """Classifier-free guidance of the diffusion transformer; 1 turns it off and halves its work."""
-    ar_guidance_scale: float | None = None
-    """Classifier-free guidance of the token model; 1 turns it off."""
-    temperature: float | None = None
-    """Of token sampling; 0 takes the likeliest token."""
-    top_k: int | None = None
-    """Tokens to choose among; 0 is off, that is as many as the bundle's graph allows."""
-    top_p: float | None = None
-    """Probability mass to choose among, in (0, 1]; 1 is off."""
-    seed: int | None = None
-    negative_prompt: str | None = None
-    """What guidance steers away from; blank: the learned null caption (diffusion) and the empty prompt (tokens)."""
-    aesthetic_score: float | None = None
-    """0 to 10, told to the model after each prompt that names none itself; left out: the bundle's, 6.5 in Open-Sora."""
-    motion_score: float | None = None
-    """Likewise, how much moves; left out: nothing is said."""
-    camera_motion: str | None = None
-    """Likewise, how the camera moves, e.g. ``"pan right"``."""
-    inject: bool | None = None
-    """Whether tokens guide the diffusion transformer; ``False`` runs it alone, on a bundle with injection too."""
-    guided_steps: int | None = None
-    """Denoising steps of a segment with guidance, the first ones; an approximation that saves half of the others' work.
-    Left out: all of them."""
-    reuse_latents: bool | None = None
-    """Whether a segment goes on from the last latents as they were denoised, instead of from the last frames, encoded:
-    an approximation that saves an encoding and waits for no decoding. Left out: from the frames, as published."""
-    reuse_velocity: float | None = None
-    """Denoising steps are taken with the last velocity while it is expected to have changed by less than this part,
-    e.g. 0.1: an approximation that saves the transformer's work of those steps. Left out: every step is computed."""
+    The command's flags and help, the checks and their messages, the JSON schema and docs/options.md follow from it.
+    """
+
+    kind: type
+    flags: tuple[str, ...]
+    """The command's. A switch that begins with ``--no-`` turns the option off, any other turns it on."""
+    help: str
+    metavar: str | None = None
+    low: float | None = None
+    high: float | None = None
+    multiple_of: int | None = None
+    hint: str = ""
+    """Follows the range in error messages."""
+    default: Any = None
+    """Used where neither the request nor the bundle's manifest has a value (docs/spec.md 9)."""
+    unset: str = "none"
+    """What the default ``None`` means, in words."""
+    refused: str = ""
+    """Why a bundle cannot take the option; empty: it can."""
+    of_model: Callable[[ModelConfig], Mapping[str, Any]] = lambda model: {}
+    """The fields above that follow from a model's configuration."""
+
+    def default_in_words(self) -> str:
+        """The default, e.g. ``10``, ``off`` or ``the bundle's``."""
+        if self.kind is bool and self.default is not None:
+            return "on" if self.default else "off"
+        if self.refused:
+            return "none"
+        return self.unset if self.default is None else str(self.default)
+
+    def values_in_words(self) -> str:
+        """What the option may be, e.g. ``whole number, 1 to 1000``."""
+        words = KINDS[self.kind][1]
+        if self.refused:
+            return f"{'off' if self.kind is bool else 'none'}: {self.refused}"
+        if self.kind in (bool, str):
+            return words
+        steps = f" in steps of {self.multiple_of}" if self.multiple_of else ""
+        return f"{words}, {BUNDLES} range" if self.low is None else f"{words}, {self._range()}{steps}"
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value as `kind`; ``None`` for ``None`` and for a blank text.
+
+        Raises:
+            OptionsError: the value is of another type or out of range, or the bundle cannot take the option.
+        """
+        if value is None:
+            return None
+        if self.refused and value is not False:
+            raise OptionsError(f"{name} is {value!r:.80}, but {self.refused}; leave {name} out")
+        if self.kind in (bool, str):
+            if not isinstance(value, self.kind):
+                expected = "True or False" if self.kind is bool else "text"
+                raise OptionsError(f"{name} is {value!r:.80}; {expected} is expected")
+            return None if isinstance(value, str) and not value.strip() else value
+        number = _whole(name, value) if self.kind is int else _number(value)
+        assert self.low is not None
+        if isinstance(value, bool) or not self.low <= number <= (math.inf if self.high is None else self.high):
+            what, hint = "" if self.kind is int else "a number, ", f" ({self.hint})" if self.hint else ""
+            raise OptionsError(f"{name} is {value!r:.80}; it must be {what}{self._range()}{hint}")
+        if self.multiple_of and self.high and number % self.multiple_of:
+            allowed = ", ".join(map(str, range(self.multiple_of, int(self.high) + 1, self.multiple_of)))
+            raise OptionsError(f"{name} is {number}; it must be one of {allowed}")
+        return number
+
+    def schema(self) -> dict[str, Any]:
+        """The option as a property of a JSON schema."""
+        stated = {"minimum": self.low, "maximum": self.high, "multipleOf": self.multiple_of, "default": self.default}
+        unset = "" if self.default is not None else f" Default: {self.unset}."
+        return {
+            "type": KINDS[self.kind][0], "description": self.help + unset,
+            **({"const": False} if self.refused else {}), **{k: v for k, v in stated.items() if v is not None},
+        }
+
+    def _range(self) -> str:
+        return f"{self.low} or more" if self.high is None else f"{self.low} to {self.high}"
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise OptionsError(f"{name} is {value!r:.80}; a whole number is expected") from None
+
+
+def _number(value: Any) -> float:
+    """NaN, which is in no range, where the value is not a number."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def option(kind: type, *flags: str, **declared: Any) -> Any:
+    """A field of `GenerateOptions`, with its `Option`."""
+    return field(default=None, metadata={"option": Option(kind=kind, flags=flags, **declared)})
+
+
+def accepting_removed(kind: Any) -> Any:
+    """The dataclass; its constructor also takes the options in ``kind.REMOVED``, and ignores them with a warning."""
+    init = kind.__init__
+
+    @functools.wraps(init)
+    def __init__(self: Any, **values: Any) -> None:
+        for name, instead in kind.REMOVED.items():
+            if values.pop(name, None) is not None:
+                warnings.warn(f"{name} was removed and is ignored; {instead}", RemovedOptionWarning, stacklevel=2)
+        init(self, **values)
+
+    kind.__init__ = __init__
+    return kind
+
+
+def _top_k(model: ModelConfig) -> dict[str, Any]:
+    most = model.ar.max_top_k if model.ar else None
+    return {"high": most, "default": min(OPTIONS["top_k"].default, most or 0)}
+
+
+def _scores(model: ModelConfig) -> dict[str, Any]:
+    return {"refused": "" if model.text.prompt_suffix else "this bundle's model was trained without scores"}
+
+
+@accepting_removed
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """One request. ``None`` means the bundle's default; ``arlon-rt options`` lists every field."""
+
+    REMOVED: ClassVar[Mapping[str, str]] = {
+        "reuse_velocity": "use fewer denoising steps (num_inference_steps, --steps)",
+    }
+    """Options that the next release will not know any more -> what to do instead."""
+
+    num_frames: int | None = option(
+        int, "--num-frames", metavar="N", low=1, high=10_000_000, hint="1 is an image", unset=BUNDLES,
+        help="Length of the video in frames; 1 is an image.",
+        of_model=lambda model: {"default": model.video.segment_frames},
+    )
+    height: int | None = option(
+        int, "--height", metavar="PIXELS", unset=BUNDLES,
+        help="Height of a frame. Frames come out rounded down to whole latents: 8 pixels in Open-Sora, 426 gives 424.",
+        of_model=lambda model: {
+            "default": model.video.height, "low": 2 * model.vae.space_stride,
+            "high": model.video.largest[0],
+        },
+    )
+    width: int | None = option(
+        int, "--width", metavar="PIXELS", unset=BUNDLES, help="Width of a frame, rounded like the height.",
+        of_model=lambda model: {
+            "default": model.video.width, "low": 2 * model.vae.space_stride,
+            "high": model.video.largest[1],
+        },
+    )
+    first_segment_frames: int | None = option(
+        int, "--first-segment-frames", metavar="N", unset=BUNDLES,
+        help="Length of the first segment, in whole chunks of the video autoencoder. A shorter one shows its first "
+             "frames sooner, and changes the rest of the video.",
+        of_model=lambda model: {
+            "default": model.video.segment_frames, "low": model.vae.chunk_frames, "high": model.video.segment_frames,
+            "multiple_of": model.vae.chunk_frames,
+        },
+    )
+    fps: float | None = option(
+        float, "--fps", metavar="F", low=1, high=240, unset=BUNDLES,
+        help="Frames a second, of the file and as the model reads it.",
+        of_model=lambda model: {"default": model.video.fps},
+    )
+    num_inference_steps: int | None = option(
+        int, "--steps", "--num-inference-steps", metavar="N", low=1, high=1000, hint="10 is usual, 5 is fast",
+        default=10, help="Denoising steps of a segment; fewer is faster.",
+    )
+    guidance_scale: float | None = option(
+        float, "--guidance-scale", metavar="X", low=0, high=100, hint="1 is off", default=7.0,
+        help="How closely frames follow the prompt: classifier-free guidance of the diffusion transformer. 1 turns it "
+             "off and halves the work.",
+    )
+    ar_guidance_scale: float | None = option(
+        float, "--ar-guidance-scale", metavar="X", low=0, high=100, hint="1 is off", default=1.0,
+        help="How closely drafted tokens follow the prompt: classifier-free guidance of the token model. 1 turns it "
+             "off.",
+    )
+    temperature: float | None = option(
+        float, "--temperature", metavar="X", low=0, high=100, hint="0 takes the likeliest token", default=1.0,
+        help="Variety of the drafted tokens; 0 takes the likeliest token.",
+    )
+    top_k: int | None = option(
+        int, "--top-k", metavar="N", low=0, hint="0 is off", default=100, of_model=_top_k,
+        help="Each token is drawn from the N likeliest; 0 is as many as the bundle's graph allows.",
+    )
+    top_p: float | None = option(
+        float, "--top-p", metavar="P", low=1e-6, high=1, hint="1 is off", default=0.95,
+        help="Each token is drawn from the likeliest that together have this probability; 1 is off.",
+    )
+    seed: int | None = option(
+        int, "--seed", metavar="N", low=0, high=2**63 - 1, default=0, help="The same seed gives the same video."
+    )
+    negative_prompt: str | None = option(
+        str, "--negative-prompt", metavar="TEXT",
+        help="What guidance steers away from. Blank: the learned null caption (diffusion transformer) and the empty "
+             "prompt (token model).",
+    )
+    aesthetic_score: float | None = option(
+        float, "--aesthetic-score", metavar="X", low=0, high=10, hint="6.5 is usual", of_model=_scores,
+        unset=f"{BUNDLES}, 6.5 in Open-Sora",
+        help="Score appended to each prompt that has none itself, for models that were trained with scores.",
+    )
+    motion_score: float | None = option(
+        float, "--motion-score", metavar="X", low=0, high=100, hint="higher is more", of_model=_scores,
+        help="How much moves, appended to the prompt likewise; higher is more.",
+    )
+    camera_motion: str | None = option(
+        str, "--camera-motion", metavar="TEXT", of_model=_scores,
+        help="How the camera moves, e.g. 'pan right', appended to the prompt likewise.",
+    )
+    inject: bool | None = option(
+        bool, "--no-injection", unset=BUNDLES,
+        help="The drafted tokens guide the diffusion transformer; without, it denoises from the prompt alone.",
+        of_model=lambda model: {
+            "default": model.injection is not None,
+            "refused": "" if model.injection else "this bundle has no token model to inject from",
+        },
+    )
+    guided_steps: int | None = option(
+        int, "--guided-steps", metavar="N", low=0, high=1000, unset="all steps",
+        help="Only the first N denoising steps of a segment are guided: faster, approximate.",
+    )
+    reuse_latents: bool | None = option(
+        bool, "--reuse-latents", default=False,
+        help="A segment goes on from the last latents as they were denoised, not from the last frames, which are "
+             "encoded again: faster, approximate.",
+    )
 
     def resolved(self, bundle: HasDefaults) -> ResolvedOptions:
-        """Every option filled in and checked against what the bundle can do.
+        """Every option with a value, checked against what the bundle can do.
 
         Raises:
             OptionsError: an option cannot be used; the message names it, its value and what is allowed.
         """
-        video = bundle.model.video
-        values = {
-            "num_frames": video.segment_frames, "height": video.height, "width": video.width, "fps": video.fps,
-            "first_segment_frames": video.segment_frames,
-            "inject": bundle.model.injection is not None, "guided_steps": None, "reuse_latents": False,
-            "reuse_velocity": None, **DEFAULTS,
-        }
-        if bundle.model.ar:
-            values["top_k"] = min(values["top_k"], bundle.model.ar.max_top_k)
-        values |= {name: value for name, value in bundle.defaults.items() if value is not None}
-        for field in dataclasses.fields(self):
-            if (asked := getattr(self, field.name)) is not None:
-                values[field.name] = asked
-        return _check(values, bundle.model)
+        values = {}
+        for name, declared in options_of(bundle).items():
+            asked = getattr(self, name)
+            values[name] = declared.checked(name, declared.default if asked is None else asked)
+        model, steps = bundle.model, values["num_inference_steps"]
+        values["top_k"] = (values["top_k"] or model.ar.max_top_k) if model.ar else 0
+        values["guided_steps"] = steps if values["guided_steps"] is None else min(values["guided_steps"], steps)
+        return ResolvedOptions(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedOptions:
-    """`GenerateOptions` with nothing left open; made by `GenerateOptions.resolved` alone."""
+    """`GenerateOptions` as `GenerateOptions.resolved` leaves them; ``None`` only where there is nothing to say.
+
+    ``top_k`` is 0 only where there is no token model, and ``guided_steps`` at most ``num_inference_steps``.
+    """
 
     num_frames: int
     height: int
@@ -116,114 +304,37 @@ class ResolvedOptions:
     ar_guidance_scale: float
     temperature: float
     top_k: int
-    """1 .. the graph's largest; 0 only where there is no token model."""
     top_p: float
     seed: int
     negative_prompt: str | None
     aesthetic_score: float | None
-    """``None``: what `TextConfig.prompt_suffix` says."""
     motion_score: float | None
     camera_motion: str | None
     inject: bool
     guided_steps: int
-    """0 .. num_inference_steps."""
     reuse_latents: bool
-    reuse_velocity: float | None
 
 
-def _check(values: Mapping[str, Any], model: ModelConfig) -> ResolvedOptions:
-    smallest = 2 * model.vae.space_stride
-    max_height = model.video.max_height or model.video.height
-    max_width = model.video.max_width or model.video.width
-    _check_scores(values, model)
-    for name in ("inject", "reuse_latents"):
-        if not isinstance(values[name], bool):
-            raise OptionsError(f"{name} is {values[name]!r:.80}; True or False is expected")
-    if values["inject"] and model.injection is None:
-        raise OptionsError("inject is True, but this bundle has no token model to inject from; leave inject out")
-    steps = _integer("num_inference_steps", values, 1, MAX_STEPS, "10 is usual, 5 is fast")
-    guided = steps if values["guided_steps"] is None else _integer("guided_steps", values, 0, MAX_STEPS)
-    return ResolvedOptions(
-        num_frames=_integer("num_frames", values, 1, MAX_FRAMES, "1 is an image"),
-        height=_integer("height", values, smallest, max_height),
-        width=_integer("width", values, smallest, max_width),
-        first_segment_frames=_first_segment_frames(values, model),
-        fps=_number("fps", values, 1, MAX_FPS),
-        num_inference_steps=steps,
-        guidance_scale=_number("guidance_scale", values, 0, 100, "1 is off"),
-        ar_guidance_scale=_number("ar_guidance_scale", values, 0, 100, "1 is off"),
-        temperature=_number("temperature", values, 0, 100, "0 takes the likeliest token"),
-        top_k=_top_k(values, model),
-        top_p=_number("top_p", values, 1e-6, 1, "1 is off"),
-        seed=_integer("seed", values, 0, 2**63 - 1),
-        negative_prompt=_text("negative_prompt", values),
-        aesthetic_score=_optional("aesthetic_score", values, 10, "6.5 is usual"),
-        motion_score=_optional("motion_score", values, 100, "higher is more"),
-        camera_motion=_text("camera_motion", values),
-        inject=values["inject"],
-        guided_steps=min(guided, steps),
-        reuse_latents=values["reuse_latents"],
-        reuse_velocity=_optional("reuse_velocity", values, 100, "0.1 is usual"),
-    )
+OPTIONS: Mapping[str, Option] = {f.name: f.metadata["option"] for f in dataclasses.fields(GenerateOptions)}
+"""The declaration of each option."""
 
 
-def _first_segment_frames(values: Mapping[str, Any], model: ModelConfig) -> int:
-    chunk, whole = model.vae.chunk_frames, model.video.segment_frames
-    number = _integer("first_segment_frames", values, chunk, whole)
-    if number % chunk:
-        sizes = ", ".join(map(str, range(chunk, whole + 1, chunk)))
-        raise OptionsError(f"first_segment_frames is {number}; it must be one of {sizes}")
-    return number
+def options_of(bundle: HasDefaults) -> dict[str, Option]:
+    """Each option with the limits and the default that it has in this bundle."""
+    found = {}
+    for name, declared in OPTIONS.items():
+        changes = dict(declared.of_model(bundle.model))
+        if (stated := bundle.defaults.get(name)) is not None:
+            changes["default"] = stated
+        found[name] = dataclasses.replace(declared, **changes)
+    return found
 
 
-def _check_scores(values: Mapping[str, Any], model: ModelConfig) -> None:
-    for name in ("aesthetic_score", "motion_score", "camera_motion"):
-        if values[name] is not None and not model.text.prompt_suffix:
-            raise OptionsError(
-                f"{name} is {values[name]!r:.80}, but this bundle's model was trained without scores; leave {name} out"
-            )
-
-
-def _optional(name: str, values: Mapping[str, Any], high: float, hint: str) -> float | None:
-    return None if values[name] is None else _number(name, values, 0, high, hint)
-
-
-def _text(name: str, values: Mapping[str, Any]) -> str | None:
-    """``None`` where it is blank."""
-    value = values[name]
-    if value is not None and not isinstance(value, str):
-        raise OptionsError(f"{name} is {value!r:.80}; text is expected")
-    return value if value and value.strip() else None
-
-
-def _top_k(values: Mapping[str, Any], model: ModelConfig) -> int:
-    if model.ar is None:
-        return 0
-    return _integer("top_k", values, 0, model.ar.max_top_k, "0 is off") or model.ar.max_top_k
-
-
-def _integer(name: str, values: Mapping[str, Any], low: int, high: int | None = None, hint: str = "") -> int:
-    value = values[name]
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise OptionsError(f"{name} is {value!r:.80}; a whole number is expected") from None
-    if isinstance(value, bool) or number < low or (high is not None and number > high):
-        raise OptionsError(f"{name} is {value!r:.80}; it must be {_range(low, high, hint)}")
-    return number
-
-
-def _number(name: str, values: Mapping[str, Any], low: float, high: float, hint: str = "") -> float:
-    value = values[name]
-    try:
-        number = float(value) if not isinstance(value, bool | str) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not low <= number <= high:
-        raise OptionsError(f"{name} is {value!r:.80}; it must be a number, {_range(low, high, hint)}")
-    return number
-
-
-def _range(low: float, high: float | None, hint: str) -> str:
-    bounds = f"{low:g} or more" if high is None else f"{low} to {high}"
-    return f"{bounds} ({hint})" if hint else bounds
+def json_schema(bundle: HasDefaults) -> dict[str, Any]:
+    """A JSON Schema (2020-12) of the requests that this bundle can take; options that it refuses are left out."""
+    options = options_of(bundle)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "GenerateOptions", "type": "object",
+        "properties": {n: o.schema() for n, o in options.items() if o.kind is bool or not o.refused},
+        "additionalProperties": False,
+    }

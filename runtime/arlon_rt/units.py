@@ -1,4 +1,4 @@
-"""Sizes and counts in words, and words as sizes."""
+"""Numbers and sizes in bytes as text, and text as a size in bytes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ UNITS: Mapping[str, int] = {
     "": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40,
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
 }
-"""``16G`` and ``16GiB`` are what a GPU of "16 GB" has; ``16GB`` is 16 · 10⁹ bytes."""
+"""Unit -> bytes. ``16G`` and ``16GiB`` are the memory of a GPU of "16 GB"; ``16GB`` is 16 · 10⁹ bytes."""
 
 
 def scaled(number: float) -> str:
-    """A number in thousands, millions, …: ``1234567`` is ``1.23 M``."""
+    """A number in thousands, millions and so on: ``1234567`` gives ``1.23 M``."""
     unit = 0
     while number >= 999.5 and unit < len(THOUSANDS) - 1:
         number, unit = number / 1000, unit + 1
@@ -25,10 +25,10 @@ def scaled(number: float) -> str:
 
 
 def parse_bytes(value: int | str) -> int:
-    """A budget in bytes, from a number of them or text such as ``"16G"``.
+    """A memory budget in bytes, from a number of bytes or from text such as ``"16G"``.
 
     Raises:
-        OptionsError: it does not read so, or is 0 or less.
+        OptionsError: the value is neither, or is not above 0.
     """
     if isinstance(value, str):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?B)?", value.strip().upper(), re.ASCII)
@@ -46,7 +46,7 @@ def parse_bytes(value: int | str) -> int:
 
 
 def mebibytes(size: float) -> str:
-    """``"9.08 GiB"``, ``"12.3 MiB"``."""
+    """A size in bytes as text: ``"9.08 GiB"``, ``"12.3 MiB"``."""
     if size >= 1 << 30:
         return f"{size / (1 << 30):.2f} GiB"
     return f"{math.ceil(size / (1 << 20) * 10) / 10:.1f} MiB"

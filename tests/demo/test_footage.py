@@ -12,7 +12,7 @@ from arlon_rt import Chunk
 from arlon_rt.options import GenerateOptions
 from arlon_rt.pipeline import Pipeline, Video
 from demo.captions import canonical
-from demo.footage import CLIP, KINDS, MADE, animated, extended, repainted, table
+from demo.footage import CLIP_FRAMES, KINDS, NEW_FRAMES, animated, extended, repainted, table
 from demo.scene import Scene
 from demo.score import both_kinds
 from demo.world import render
@@ -28,7 +28,7 @@ class World:
 
     def stream(self, prompt: str, options: GenerateOptions, after: np.ndarray) -> list[Chunk]:
         first = 0 if len(after) == 1 else len(after)
-        return [Chunk(render(self.shown, first + MADE)[first:], 0, 0, True)]
+        return [Chunk(render(self.shown, first + NEW_FRAMES)[first:], 0, 0, True)]
 
     def tokens_of(self, frames: np.ndarray) -> np.ndarray:
         self.clip = frames
@@ -36,7 +36,7 @@ class World:
 
     def generate(self, prompt: str, options: GenerateOptions, tokens: np.ndarray) -> Video:
         assert prompt == canonical(OTHER)
-        assert np.array_equal(self.clip, render(SCENE, CLIP))
+        assert np.array_equal(self.clip, render(SCENE, CLIP_FRAMES))
         return Video(render(self.shown, options.num_frames), 24)
 
 

@@ -7,10 +7,9 @@ from PIL import Image
 from demo.gallery import mosaic, write_gif
 from demo.long import Story, joins, off_colour
 from demo.measure import positions
-from demo.report import donors
-from demo.scene import Combination
-from demo.score import both_kinds
-from demo.world import render, sample_scene
+from demo.scene import Combination, sample_scene
+from demo.score import both_kinds, donors
+from demo.world import render
 
 STARTS = [68, 119, 170]
 SIDE = 64.0

@@ -17,9 +17,10 @@ from arlon_rt.bundle import Bundle, demo_bundle_path
 from demo.config import ar_config, dit_config, injection_config, vae_config
 from demo.latents import encode_clip
 from demo.restore import NETWORK_OF, main
+from demo.scene import sample_scene
 from demo.train_text import load_text_encoder
 from demo.training import load_averaged
-from demo.world import render, sample_scene
+from demo.world import render
 
 BUNDLE = Bundle.open(demo_bundle_path())
 

@@ -10,9 +10,22 @@ import numpy as np
 import pytest
 
 from demo.captions import canonical
-from demo.report import Setting, _generator, evaluate, rates, table, write_json, write_sheet
+from demo.measure import Measured, measure
 from demo.scene import HELD_OUT, PALETTE, Scene, sample_scene
-from demo.score import ATTRIBUTES, Measured, matches, measure, prompts, score, windows
+from demo.score import (
+    ATTRIBUTES,
+    Setting,
+    _generator,
+    evaluate,
+    matches,
+    prompts,
+    rates,
+    score,
+    table,
+    windows,
+    write_json,
+    write_sheet,
+)
 from demo.world import Pixels, render, render_clip, sample_clip
 
 CHANCE = {"colour": 1 / 6, "shape": 1 / 3, "direction": 1 / 5}
@@ -180,7 +193,7 @@ def test_the_report_counts_blank_videos_as_wrong():
 
 
 def test_approximations_asked_for_are_those_that_are_scored():
-    asked = {"guidance_scale": 2.5, "guided_steps": 3, "reuse_latents": True, "reuse_velocity": 0.1}
+    asked = {"guidance_scale": 2.5, "guided_steps": 3, "reuse_latents": True}
     seen: list[Any] = []
 
     def generate(_prompt: str, options: Any, tokens: Any = None) -> SimpleNamespace:

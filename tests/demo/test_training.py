@@ -24,10 +24,11 @@ from demo.latents import (
     twin_of,
 )
 from demo.muon import Muon, hidden_weights, optimizers, orthogonal
+from demo.scene import HELD_OUT, sample_scene
 from demo.train_autoencoder import CROP, cropped
 from demo.trained import check_latents
 from demo.training import Recipe, Schedule, arguments, learning_rate, rng, train
-from demo.world import HELD_OUT, render, render_clip, sample_scene
+from demo.world import render, render_clip
 
 TINY = Recipe("tiny", Schedule(steps=4, batch_size=16, learning_rate=1e-2, warmup_steps=2, phases=(3,)), {})
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from demo.captions import UNSAID, UNSAID_AGAIN, canonical, caption, corpus
-from demo.scene import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SPEEDS, Scene, sample_scene
-from demo.world import HELD_OUT, SEEN, render, render_clip, sample_clip, switched
+from demo.scene import BACKGROUNDS, COLOURS, DIRECTIONS, HELD_OUT, SEEN, SHAPES, SPEEDS, Scene, sample_scene
+from demo.world import render, render_clip, sample_clip, switched
 
 WORDS = {
     "colour": {**{c: c for c in COLOURS}, "violet": "purple"},

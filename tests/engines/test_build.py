@@ -18,7 +18,7 @@ import pytest
 import arlon_engines
 import arlon_rt
 from arlon_engines.engine import write_engine
-from arlon_engines.events import Event, Waiting, Working
+from arlon_engines.events import EngineProgress, Event, WaitingForBuild
 from arlon_engines.lock import building_in
 from arlon_engines.profiles import profiles_of
 from arlon_rt.bundle import HEADER_BYTES, Bundle, demo_bundle_path, find_engine, find_entry, read_plan
@@ -73,7 +73,7 @@ def test_engines_of_an_installed_bundle_go_to_the_users_cache(demo_engines: Engi
 def test_progress_is_reported(copy: Path) -> None:
     seen: list[Event] = []
     build_engines(copy, "vq_decoder", on_event=seen.append)
-    working = [event for event in seen if isinstance(event, Working)]
+    working = [event for event in seen if isinstance(event, EngineProgress)]
     assert working
     assert all(0 < event.done <= event.total for event in working)
     assert any(event.phase for event in working)
@@ -110,7 +110,7 @@ def test_one_changed_graph_rebuilds_one_engine(small: Path) -> None:
 
 def test_a_process_that_is_killed_names_its_graph_and_leaves_the_others_done(copy: Path) -> None:
     def kill(event: Event) -> None:
-        if isinstance(event, Working) and event.graph == "vq_decoder":
+        if isinstance(event, EngineProgress) and event.graph == "vq_decoder":
             for child in active_children():
                 os.kill(child.pid or 0, signal.SIGKILL)
 
@@ -124,7 +124,7 @@ def test_a_process_that_is_killed_names_its_graph_and_leaves_the_others_done(cop
 
 def test_an_interrupted_build_keeps_what_is_done_and_leaves_nothing_else(copy: Path) -> None:
     def interrupt(event: Event) -> None:
-        if isinstance(event, Working) and event.graph == "semantic":
+        if isinstance(event, EngineProgress) and event.graph == "semantic":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -154,9 +154,10 @@ def test_a_second_build_waits_for_the_first_and_then_finds_it_done(small: Path) 
         assert first.stdout.readline() == "held\n"
         let_go = first.stdin.close
         engines = build_engines(
-            small, *SMALL, on_event=lambda e: (events.append(e), let_go() if isinstance(e, Waiting) else None)[0]
+            small, *SMALL,
+            on_event=lambda e: (events.append(e), let_go() if isinstance(e, WaitingForBuild) else None)[0],
         )
-    assert [type(event) for event in events][:1] == [Waiting]
+    assert [type(event) for event in events][:1] == [WaitingForBuild]
     assert engines.kept == [*SMALL]
 
 
@@ -177,7 +178,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(copy: Path) ->
     )
     assert done.returncode == 0, done.stderr
     message, graphs = done.stdout.splitlines()[-2:]
-    assert "cannot be written: File too large; nothing of it was left" in message
+    assert "cannot be written: File too large; no part of it was kept" in message
     assert graphs == "['caption', 'semantic']"
     assert [p for p in (copy / "engines").rglob("*") if p.is_file() and p.name != ".lock"] == []
     assert Bundle.open(copy).verify() == []
@@ -198,7 +199,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_disk))
     engines = build_engines(demo_bundle_path(), "caption")
-    assert "cannot be written: No space left on device; nothing of it was left" in engines.failed["caption"]
+    assert "cannot be written: No space left on device; no part of it was kept" in engines.failed["caption"]
     assert [p.name for p in small_disk.rglob("*") if p.is_file()] == [".lock"]
 
 

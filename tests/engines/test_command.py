@@ -58,7 +58,7 @@ def test_a_dry_run_says_what_and_why_and_builds_nothing(small: Path) -> None:
     assert said.splitlines() == [
         f"vq_decoder for tensorrt-rtx 1.7.1.116 sm89 fp16 any: build: {store} has no engine of vq_decoder",
         f"vq_decoder for tensorrt-rtx 1.7.1.116 sm86 fp16 any: build: {store} has no engine of vq_decoder",
-        "caption for tensorrt-rtx 1.7.1.116 sm89 fp16 any: keep: there already",
+        "caption for tensorrt-rtx 1.7.1.116 sm89 fp16 any: keep: built already",
         f"caption for tensorrt-rtx 1.7.1.116 sm86 fp16 any: build: the engine of caption in {store} does not fit: "
         f"the GPU is sm86 and it was built for sm89",
         "3 of 4 engines would be built",
@@ -75,12 +75,12 @@ def test_a_build_for_a_size_says_size_time_and_layers(small: Path) -> None:
     )
     (_, again) = command(small, *RTX, "--gpu", "sm120", "--profile", "32x32x17", "--profile", "64x64x68",
                          "--only", "semantic")
-    assert again.endswith("there already\n")
+    assert again.endswith("built already\n")
 
 
 def test_a_graph_that_fails_is_an_error_after_the_others_are_done(small: Path) -> None:
     (small / "onnx" / "vq_decoder.fp16.onnx").write_bytes(bytes(6795))
-    with pytest.raises(ArlonError, match="no engine of vq_decoder for sm89; the reason stands above"):
+    with pytest.raises(ArlonError, match="no engine of vq_decoder for sm89; the reasons are printed above"):
         command(small, *RTX, "--gpu", "sm89", "--only", "vq_decoder,caption")
 
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_built_is_one_line(small: Path, argv: list[str], said: st
 
 
 def test_without_a_gpu_and_without_naming_one_the_error_says_how() -> None:
-    with pytest.raises(OptionsError, match=r"no --gpu is given, e\.g\. --gpu sm89, and "):
+    with pytest.raises(OptionsError, match=r"has no --gpu \(e\.g\. --gpu sm89\), and "):
         command(*RTX)
 
 
@@ -172,7 +172,7 @@ def test_the_build_needs_neither_pytorch_nor_onnx(copy: Path, tmp_path: Path) ->
 
 
 STANDARD = """
-    # TensorRT 11's names, no others, and TensorRT for RTX behind them: it compiles for the GPU "at hand".
+    # TensorRT 11's names, no others, and TensorRT for RTX behind them: it compiles for "this machine's GPU".
     import json
     import pathlib
     import tensorrt_rtx as _rtx
@@ -225,6 +225,6 @@ def test_the_path_of_standard_tensorrt_runs_with_its_names_alone(
     assert done.returncode == 0, done.stderr
     built, kept, refused = done.stdout.splitlines()
     assert built.startswith("caption for tensorrt 11.4.0.106 sm89 fp16 any: ")
-    assert kept == "caption for tensorrt 11.4.0.106 sm89 fp16 any: there already"
-    assert refused.startswith("BuildError TensorRT compiles for the GPU at hand, which is sm89, not sm90")
+    assert kept == "caption for tensorrt 11.4.0.106 sm89 fp16 any: built already"
+    assert refused.startswith("BuildError TensorRT compiles only for this machine's GPU, which is sm89, not sm90")
     assert (user_folders / "cache" / "arlon-rt" / "timings" / "tensorrt-11.4.0.106-sm89.cache").is_file()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from arlon_engines.display import Display
-from arlon_engines.events import Built, Event, Kept, NotBuilt, Waiting, Working
+from arlon_engines.events import EngineBuilt, EngineFailed, EngineKept, EngineProgress, Event, WaitingForBuild
 from arlon_rt.bundle import EngineEntry, EngineHeader, Identity
 
 ADA = Identity(flavour="tensorrt-rtx", version="1.7.1.116", compute_capability="sm89", precision="fp16")
@@ -18,7 +18,7 @@ ENTRY = EngineEntry(
     header=HEADER, profiles=(), layers={"ATTENTION_INPUT": 16, "CAST": 265}, wider={"MATRIX_MULTIPLY": 8},
     build_seconds=4.04, arlon_rt="0.1.0",
 )
-WORKING = Working(graph="dit", identity=ADA, phase="Compiling [all]", done=30, total=100)
+WORKING = EngineProgress(graph="dit", identity=ADA, phase="Compiling [all]", done=30, total=100)
 
 
 def shown(*events: Event, terminal: bool) -> str:
@@ -30,12 +30,12 @@ def shown(*events: Event, terminal: bool) -> str:
 
 
 @pytest.mark.parametrize(("event", "line"), [
-    (Built(entry=ENTRY), "dit for tensorrt-rtx 1.7.1.116 sm89 fp16 any: 26.6 MB in 4.0 s, 281 layers, 16 attention, "
-                         "8 MATRIX_MULTIPLY in float32"),
-    (Kept(graph="dit", identity=ADA), "dit for tensorrt-rtx 1.7.1.116 sm89 fp16 any: there already"),
-    (NotBuilt(graph="dit", identity=ADA, message="no [layer] reads fps"),
+    (EngineBuilt(entry=ENTRY), "dit for tensorrt-rtx 1.7.1.116 sm89 fp16 any: 26.6 MB in 4.0 s, 281 layers, "
+     "16 attention, 8 MATRIX_MULTIPLY in float32"),
+    (EngineKept(graph="dit", identity=ADA), "dit for tensorrt-rtx 1.7.1.116 sm89 fp16 any: built already"),
+    (EngineFailed(graph="dit", identity=ADA, message="no [layer] reads fps"),
      "dit for tensorrt-rtx 1.7.1.116 sm89 fp16 any: NOT BUILT: no [layer] reads fps"),
-    (Waiting(folder=Path("engines")), "another build is at work in engines; waiting for it"),
+    (WaitingForBuild(folder=Path("engines")), "another build is writing to engines; waiting for it"),
 ])
 def test_each_event_is_a_line(event: Event, line: str) -> None:
     assert shown(event, terminal=False) == f"{line}\n"

@@ -1,4 +1,4 @@
-"""Which engine is found, which is refused, and what is said of it: without TensorRT, and without loading any."""
+"""Which engine is found, which is refused, and with which error, without TensorRT and without loading an engine."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ THIS = Identity(
 
 @pytest.fixture
 def record() -> Path:
-    """A record of engines that is put back as it was."""
+    """The record of built engines, which is restored after the test."""
     return record_path()
 
 
 @pytest.fixture(autouse=True)
 def _keep_record(record: Path) -> object:
-    was = record.read_bytes() if record.exists() else b""
+    before = record.read_bytes() if record.exists() else b""
     yield
-    record.write_bytes(was)
+    record.write_bytes(before)
     record.chmod(0o600)
 
 
 def fault(folder: Path, graph: str = "caption", *, trust: bool = False, **changes: str) -> str:
-    """Why an engine is refused."""
+    """The error with which an engine is refused."""
     identity = dataclasses.replace(THIS, **changes)  # type: ignore[arg-type]
     with pytest.raises(EngineError) as caught:
         find_engine(Bundle.open(folder), graph, identity, trust)
@@ -59,22 +59,22 @@ def engine(folder: Path, graph: str = "caption") -> Path:
     return folder / "engines" / THIS.folder / f"{graph}.engine"
 
 
-def mends(folder: Path, *rebuilt: str) -> bool:
-    """Whether a build makes these engines again, and they are found then."""
+def repairs(folder: Path, *rebuilt: str) -> bool:
+    """Whether a build replaces exactly these engines, and all are found afterwards."""
     engines = build_engines(folder, *SMALL)
     found = [find_engine(engines.bundle, graph, THIS) for graph in SMALL]
     return [graph for graph, _ in engines.built] == [*rebuilt] and found == [engine(folder, g) for g in SMALL]
 
 
 def forge(folder: Path) -> None:
-    """Another plan in place of the engine's, with a header and an index that agree with it."""
-    was = read_header(engine(folder))
+    """Replace the plan of an engine by another, with a header and an index that agree with it."""
+    before = read_header(engine(folder))
     plan = b"somebody's code"
-    now = dataclasses.replace(was, plan_bytes=len(plan), plan_sha256=hashlib.sha256(plan).hexdigest())
-    engine(folder).write_bytes(encode_header(now) + plan)
+    after = dataclasses.replace(before, plan_bytes=len(plan), plan_sha256=hashlib.sha256(plan).hexdigest())
+    engine(folder).write_bytes(encode_header(after) + plan)
     index = folder / "engines" / "index.json"
-    text = index.read_text(encoding="ascii").replace(was.plan_sha256, now.plan_sha256)
-    index.write_text(text.replace(f'"plan_bytes": {was.plan_bytes}', f'"plan_bytes": {now.plan_bytes}'), "ascii")
+    text = index.read_text(encoding="ascii").replace(before.plan_sha256, after.plan_sha256)
+    index.write_text(text.replace(f'"plan_bytes": {before.plan_bytes}', f'"plan_bytes": {after.plan_bytes}'), "ascii")
 
 
 def test_what_was_built_is_found(small: Path) -> None:
@@ -89,13 +89,13 @@ def test_what_was_built_is_found(small: Path) -> None:
     ({"profile": "64x64x68"}, "the profile is 64x64x68 and it was built for any"),
 ])
 def test_a_mismatch_says_what_differs_and_gives_the_command(small: Path, changes: dict[str, str], said: str) -> None:
-    wanted = dataclasses.replace(THIS, **changes)  # type: ignore[arg-type]
+    required = dataclasses.replace(THIS, **changes)  # type: ignore[arg-type]
     message = fault(small, **changes)
     assert said in message
-    profile = "" if wanted.profile == "any" else f" --profile {wanted.profile}"
+    profile = "" if required.profile == "any" else f" --profile {required.profile}"
     assert message.endswith(
-        f"build it: `arlon-rt build {small} --backend {wanted.flavour} --precision {wanted.precision} "
-        f"--gpu {wanted.compute_capability}{profile} --only caption`"
+        f"build it: `arlon-rt build {small} --backend {required.flavour} --precision {required.precision} "
+        f"--gpu {required.compute_capability}{profile} --only caption`"
     )
 
 
@@ -140,7 +140,7 @@ def test_a_truncated_engine(small: Path) -> None:
     assert f"was truncated: {size - 1} bytes, its header says {size}" in fault(small)
     os.truncate(engine(small), 100)
     assert "was truncated: it has 100 bytes, less than a header" in fault(small)
-    assert mends(small, "caption")
+    assert repairs(small, "caption")
 
 
 @pytest.mark.parametrize("place", [HEADER_BYTES, -1])
@@ -149,7 +149,7 @@ def test_a_flipped_bit_in_the_plan(small: Path, place: int) -> None:
     content[place] ^= 0x10
     engine(small).write_bytes(content)
     assert "was changed since it was built" in fault(small, trust=True)
-    assert mends(small, "caption")
+    assert repairs(small, "caption")
 
 
 def test_a_flipped_bit_in_the_header(small: Path) -> None:
@@ -160,39 +160,39 @@ def test_a_flipped_bit_in_the_header(small: Path) -> None:
     place = whole.index(b"sm89")
     engine(small).write_bytes(whole[:place] + b"sm86" + whole[place + 4 :])
     assert "is not the engine that the index lists" in fault(small, trust=True)
-    assert mends(small, "caption")
+    assert repairs(small, "caption")
 
 
 def test_a_file_of_another_kind(small: Path) -> None:
     engine(small).write_bytes(b"ftrt" + bytes(10_000))
     assert "is no engine that arlon-rt built: it does not begin with its header" in fault(small)
-    assert mends(small, "caption")
+    assert repairs(small, "caption")
 
 
 def test_a_renamed_engine(small: Path) -> None:
     shutil.copyfile(engine(small, "semantic"), engine(small))
     assert "is not the engine that the index lists: it was renamed or copied there" in fault(small, trust=True)
-    assert mends(small, "caption")
+    assert repairs(small, "caption")
 
 
 def test_an_engine_that_is_gone(small: Path) -> None:
     engine(small).unlink()
     assert "is missing, though the index lists it" in fault(small)
-    assert mends(small, "caption")
+    assert repairs(small, "caption")
 
 
-def test_an_engine_that_somebody_else_built_needs_trust(small: Path) -> None:
+def test_an_engine_of_another_user_needs_trust(small: Path) -> None:
     forge(small)
     message = fault(small)
-    assert "was not built here by this user, and an engine is code" in message
+    assert "was not built on this machine by this user, and an engine is code" in message
     assert "--trust-engines" in message
     assert find_engine(Bundle.open(small), "caption", THIS, trust=True) == engine(small)
-    assert mends(small, "caption")
+    assert repairs(small, "caption")
 
 
 def test_without_the_record_no_engine_is_trusted(small: Path, record: Path) -> None:
     record.unlink()
-    assert "was not built here by this user" in fault(small)
+    assert "was not built on this machine by this user" in fault(small)
 
 
 def test_a_record_that_others_can_write_is_not_believed(small: Path, record: Path) -> None:
@@ -204,10 +204,10 @@ def test_a_record_that_others_can_write_is_not_believed(small: Path, record: Pat
     (b"{", "is damaged"), (b'{"format": 9}', "has format 9; this version reads 1"), (b"\xff\xfe", "is damaged"),
     (b'{"format": 1, "engines": [{}]}', "missing"), (b"[" * 100_000, "is damaged"),
 ])
-def test_a_damaged_index_is_an_error_that_a_build_mends(small: Path, content: bytes, said: str) -> None:
+def test_a_damaged_index_is_an_error_that_a_build_repairs(small: Path, content: bytes, said: str) -> None:
     (small / "engines" / "index.json").write_bytes(content)
     assert said in fault(small)
-    assert mends(small, *SMALL)
+    assert repairs(small, *SMALL)
 
 
 def test_an_index_cannot_name_a_file_elsewhere(small: Path) -> None:
@@ -239,11 +239,11 @@ def test_a_bundle_that_cannot_be_written_keeps_engines_in_the_users_cache(
     assert not (copy / "engines").exists()
 
 
-def test_an_engine_of_the_bundle_that_is_not_trusted_gives_way_to_one_built_here(
+def test_an_engine_of_the_bundle_that_is_not_trusted_gives_way_to_one_that_is(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forge(small)
-    assert "was not built here by this user" in fault(small)
+    assert "was not built on this machine by this user" in fault(small)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     engines = build_engines(small, "caption")
     _, cached = engine_stores(engines.bundle)

@@ -15,8 +15,9 @@ import pytest
 import tensorrt_rtx
 
 import arlon_engines
-from arlon_engines.display import SHOWN
-from arlon_engines.gate import _CONTRACT_TYPE, _OPERATORS
+from arlon_engines.display import LAYER_LABELS
+from arlon_engines.gate import _OPERATORS
+from arlon_rt.backends.trt.library import TYPES
 
 FOLDER = Path(arlon_engines.__path__[0])
 RECORDED = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text(encoding="ascii"))
@@ -122,5 +123,5 @@ def test_a_name_that_tensorrt_11_lacks_is_noticed() -> None:
 
 def test_layer_and_element_types_are_named_as_tensorrt_names_them() -> None:
     layers = {*RECORDED["classes"]["LayerType"]}
-    assert {*_OPERATORS, *SHOWN} <= layers & {*tensorrt_rtx.LayerType.__members__}
-    assert {*_CONTRACT_TYPE} <= {*RECORDED["classes"]["DataType"]} & {*tensorrt_rtx.DataType.__members__}
+    assert {*_OPERATORS, *LAYER_LABELS} <= layers & {*tensorrt_rtx.LayerType.__members__}
+    assert {*TYPES} <= {*RECORDED["classes"]["DataType"]} & {*tensorrt_rtx.DataType.__members__}

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from arlon_export.display import LINE_SECONDS, Display
-from arlon_export.events import GraphDone, Working
+from arlon_export.events import ExportProgress, GraphDone
 from arlon_export.onnx_graphs.check import Agreement
 
 
@@ -16,7 +16,7 @@ def shown(terminal: bool, seconds: float) -> str:
     times = iter([0.0, *[seconds] * 9])
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200, highlight=False)
     with Display(console, clock=lambda: next(times)) as display:
-        display.work(Working(what="writing dit.fp32", bytes_done=3_000_000_000, bytes_total=12_000_000_000))
+        display.progress(ExportProgress(task="writing dit.fp32", bytes_done=3_000_000_000, bytes_total=12_000_000_000))
         display.graph(GraphDone(
             graph="dit", precision="fp32", done=1, total=2, onnx_bytes=2048, agreement=Agreement({"latents_out": 2e-6})
         ))

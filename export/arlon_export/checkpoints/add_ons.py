@@ -1,11 +1,11 @@
-"""ARLON's add-ons (token model, VQ-VAE, semantic injection): sizes from their tensors, the rest from ``arlon.json``.
+"""Configurations of ARLON's add-ons (token model, VQ-VAE, semantic injection): from tensor shapes and ``arlon.json``.
 
-No trained add-ons are public, so whoever trains some states here what shapes cannot say. ``arlon.json`` stands beside
-the add-ons' weights, for example::
+No trained add-ons are public. Whoever trains some states in ``arlon.json``, beside the weights, what shapes cannot
+say, for example::
 
     {"ar": {"num_heads": 20}, "vq": {"stride": [4, 16, 16]}, "defaults": {"top_k": 50}}
 
-Every section and field may be left out; its default is then the assumption that spec.md marks [A].
+Every section and field may be left out. Its default is the assumption that docs/spec.md marks [A].
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from typing import Literal
 from arlon_export.checkpoints.checkpoint import read_json
 from arlon_export.checkpoints.published_config import Shapes, ratio
 from arlon_export.checkpoints.state_dict import StateDict, renamed
+from arlon_rt.bundle import MAX_TOP_K, from_json
 from arlon_rt.config import ARConfig, InjectionConfig, VQConfig
-from arlon_rt.bundle import from_json
 from arlon_rt.errors import BundleError
-from arlon_rt.bundle import MAX_TOP_K
 from arlon_rt.options import GenerateOptions
 
 ASSUMPTIONS = "arlon.json"
@@ -31,33 +30,33 @@ INJECTION_PREFIX = "injection."
 
 @dataclass(frozen=True, kw_only=True)
 class ARAssumptions:
-    """Section ``"ar"`` (spec 3)."""
+    """Section ``"ar"`` (docs/spec.md 3)."""
 
     num_heads: int = 16
     max_length: int | None = None
-    """Cache slots; left out: the longest prompt, BOS and as many codes as the position tables have places."""
+    """Cache slots. The default has room for the longest prompt, BOS and a code at each place of the position tables."""
     max_top_k: int | None = None
-    """Tokens a request may choose among; left out: 1024, or all codes where there are fewer."""
+    """Largest ``top_k`` of a request; the default is 1024, or the number of codes if that is smaller."""
     rope_theta: float = 10_000.0
     position_of: Literal["self", "next"] = "next"
-    """Whether a token carries the grid position of itself or of the token it predicts."""
+    """Whether a token carries its own grid position or that of the token it predicts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQAssumptions:
-    """Section ``"vq"`` (spec 2)."""
+    """Section ``"vq"`` (docs/spec.md 2)."""
 
     stride: tuple[int, int, int] = (4, 8, 8)
-    """Latents a code along (frame, height, width)."""
+    """Latents per code along (frame, height, width)."""
     norm_groups: int = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class InjectionAssumptions:
-    """Section ``"injection"`` (spec 4)."""
+    """Section ``"injection"`` (docs/spec.md 4)."""
 
     layers: tuple[int, ...] | None = None
-    """Block pairs that are injected, rising; left out: the first ones, as many as there are adapters."""
+    """Injected block pairs in rising order; the default is the first ones, one for each adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +67,14 @@ class Assumptions:
     vq: VQAssumptions = VQAssumptions()
     injection: InjectionAssumptions = InjectionAssumptions()
     defaults: GenerateOptions = field(default_factory=GenerateOptions)
-    """What a request gets that says nothing else: steps, guidance, sampling (spec 9)."""
+    """Default options of a request: steps, guidance, sampling (docs/spec.md 9)."""
 
 
 def read_assumptions(paths: Iterable[Path]) -> Assumptions:
-    """The ``arlon.json`` beside these weights; the add-ons may lie in several folders, each section in one of them.
+    """The ``arlon.json`` beside these weights. Several folders may have one, each with other sections.
 
     Raises:
-        BundleError: a field is unknown or of the wrong type, or a section is there twice.
+        BundleError: a field is unknown or of the wrong type, or two files have the same section.
     """
     sections: dict[str, object] = {}
     for folder in dict.fromkeys(path if path.is_dir() else path.parent for path in paths):
@@ -91,7 +90,7 @@ def read_assumptions(paths: Iterable[Path]) -> Assumptions:
 
 
 def ar_config(path: Path, found: StateDict, assumed: ARAssumptions, *, max_prompt: int) -> tuple[ARConfig, str]:
-    """The token model's configuration, and a note on the tensors it was read off."""
+    """The token model's configuration, and a note that names the tensors whose shapes were read."""
     shapes = Shapes(found, str(path))
     rows = [shapes.of(f"positions.{axis}.weight", 2)[0] for axis in range(3)]
     num_codes = shapes.of("token_embedding.weight", 2)[0] - 2
@@ -106,7 +105,7 @@ def ar_config(path: Path, found: StateDict, assumed: ARAssumptions, *, max_promp
 
 
 def vq_config(path: Path, found: StateDict, assumed: VQAssumptions) -> tuple[VQConfig, str]:
-    """The VQ-VAE's configuration, and a note on the tensors it was read off."""
+    """The VQ-VAE's configuration, and a note that names the tensors whose shapes were read."""
     shapes = Shapes(found, str(path))
     num_codes, code_dim = shapes.of("codebook.weight", 2)
     stages = shapes.count("encoder.stages.")
@@ -122,10 +121,10 @@ def vq_config(path: Path, found: StateDict, assumed: VQAssumptions) -> tuple[VQC
 def injection_config(
     path: Path, found: StateDict, assumed: InjectionAssumptions, *, hidden_size: int
 ) -> tuple[InjectionConfig, str]:
-    """The configuration of the adapters, whose keys start with ``injection.``, and a note as above.
+    """The configuration of the adapters, whose keys start with ``injection.``, and the same kind of note.
 
     Raises:
-        BundleError: the layers stated do not rise, or are not as many as the adapters.
+        BundleError: the stated layers do not rise, or their number is not that of the adapters.
     """
     shapes = Shapes(found, str(path))
     adapters = shapes.count(f"{INJECTION_PREFIX}adapters.")
@@ -149,7 +148,7 @@ def _note(shapes: Shapes, section: str) -> str:
 
 
 def with_injection_prefix(found: StateDict) -> StateDict:
-    """The adapters' tensors under ``injection.``, where the transformer looks for them."""
+    """The adapters' tensors under the prefix ``injection.``, which their keys have in the transformer."""
     if any(name.startswith(INJECTION_PREFIX) for name in found):
         return found
     return renamed(found, lambda name: INJECTION_PREFIX + name)

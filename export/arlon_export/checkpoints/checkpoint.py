@@ -1,8 +1,8 @@
-"""A checkpoint on disk: what training leaves behind and `arlon-rt export` reads.
+"""A checkpoint on disk: the folder that training writes and `arlon-rt export` reads.
 
-A folder with ``config.json`` (the `ModelConfig`), one ``<network>.safetensors`` a network (its state dict),
-``tokenizer.model``, ``defaults.json`` (generation defaults) and ``provenance.json`` (what it was trained on). No file
-is ever unpickled.
+It holds ``config.json`` (the `ModelConfig`), a ``<network>.safetensors`` for each network (its state dict),
+``tokenizer.model``, ``defaults.json`` (generation defaults) and ``provenance.json`` (how it was trained). No file is
+unpickled.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from arlon_export.checkpoints.network import Network, open_network
 from arlon_export.checkpoints.state_dict import StateDict, check_fit, open_state_dict
-from arlon_rt.config import ModelConfig
 from arlon_rt.bundle import from_json, to_json
+from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError
 
 TOKENIZER = "tokenizer.model"
@@ -30,13 +30,13 @@ NETWORKS = ("text", "ar", "vq", "dit", "vae")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Trained networks: configuration and state dicts, no graphs yet."""
+    """Trained networks: their configuration and state dicts."""
 
     model: ModelConfig
     weights: Mapping[str, StateDict]
-    """The tensors of each network (text, ar, vq, dit, vae), not read yet."""
+    """Network (text, ar, vq, dit, vae) -> its tensors, which are read when needed."""
     tokenizer: Path | None
-    """Absent where the text encoder is."""
+    """``None`` if the text encoder is absent too."""
     defaults: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
@@ -44,7 +44,7 @@ class Checkpoint:
         """The torch module of ``network`` with its weights, in fp32 and eval mode.
 
         Raises:
-            BundleError: keys are missing, unknown or of another shape than the configuration says; all are named.
+            BundleError: keys are missing or unknown, or their shapes do not fit the configuration; all are named.
         """
         weights = self._weights(network)
         module = build_module(self.model, network)
@@ -52,14 +52,14 @@ class Checkpoint:
         return module.eval().requires_grad_(False)
 
     def network(self, network: str) -> Network:
-        """``network`` without its weights in memory; raises as `module` does."""
+        """``network`` without its weights in memory; it raises as `module` does."""
         what = f"the checkpoint's {network}"
         return open_network(network, lambda: build_module(self.model, network), self._weights(network), what)
 
     def _weights(self, network: str) -> StateDict:
         if network not in self.weights:
-            there = ", ".join(self.weights) or "none"
-            raise BundleError(f"the checkpoint has no weights of {network}; networks there: {there}")
+            known = ", ".join(self.weights) or "none"
+            raise BundleError(f"the checkpoint has no weights of {network}; it has those of: {known}")
         return self.weights[network]
 
 
@@ -85,10 +85,10 @@ def build_module(model: ModelConfig, network: str) -> nn.Module:
 
 
 def expected_shapes(model: ModelConfig, network: str) -> dict[str, tuple[int, ...]]:
-    """The keys and shapes of a network's state dict; nothing is allocated.
+    """Key -> shape of a network's state dict; no memory is allocated.
 
     Raises:
-        BundleError: the configuration has no such network, or its sizes make none.
+        BundleError: the configuration has no such network, or sizes of which none can be built.
     """
     try:
         with torch.device("meta"):
@@ -96,16 +96,16 @@ def expected_shapes(model: ModelConfig, network: str) -> dict[str, tuple[int, ..
     except BundleError:
         raise
     except ValueError as error:
-        raise BundleError(f"the configuration of {network} makes no network: {error}") from error
+        raise BundleError(f"no network can be built from the configuration of {network}: {error}") from error
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 @torch.no_grad()
 def load_weights(module: nn.Module, weights: StateDict, what: str) -> None:
-    """Copy ``weights`` into ``module`` tensor by tensor, strictly; ``what`` names them in errors.
+    """Copy ``weights`` into ``module`` tensor by tensor; ``what`` names them in errors.
 
     Raises:
-        BundleError: keys and shapes are not the module's, every one is named; or a file has gone.
+        BundleError: keys or shapes are not those of the module (all are named), or a file cannot be read any more.
     """
     own = module.state_dict()
     check_fit(weights, {name: tuple(tensor.shape) for name, tensor in own.items()}, what)
@@ -117,7 +117,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint folder; no weights are loaded yet.
 
     Raises:
-        BundleNotFoundError: there is no such folder, or it has no config.json.
+        BundleNotFoundError: the folder does not exist, or has no config.json.
         BundleError: a JSON file is damaged or does not describe a model, or a file of weights is damaged.
     """
     if not (folder / "config.json").is_file():
@@ -137,7 +137,7 @@ def write_checkpoint(
     folder: Path, *, model: ModelConfig, defaults: Mapping[str, Any], provenance: Mapping[str, Any],
     tokenizer: Path | None = None,
 ) -> None:
-    """Write everything but the weights; `write_weights` adds those, network by network."""
+    """Write everything except the weights, which `write_weights` adds for each network."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in (("config", to_json(model)), ("defaults", dict(defaults)), ("provenance", dict(provenance))):
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -146,7 +146,7 @@ def write_checkpoint(
 
 
 def write_weights(folder: Path, network: str, state_dict: Mapping[str, Tensor], *, half: bool = False) -> None:
-    """Write one network's state dict; ``half`` rounds it to fp16, so that a bundle needs two bytes a weight."""
+    """Write one network's state dict. ``half`` rounds it to fp16, so that a bundle stores two bytes per weight."""
     dtype = torch.float16 if half else torch.float32
     tensors = {
         name: t.detach().to("cpu", dtype if t.is_floating_point() else t.dtype).contiguous().clone()
@@ -157,7 +157,7 @@ def write_weights(folder: Path, network: str, state_dict: Mapping[str, Tensor], 
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; a missing or damaged one is named."""
+    """The content of a JSON file; the error on a missing or damaged one names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Published weights become a `Checkpoint`: Open-Sora v1.2's transformer and autoencoder, T5 v1.1, ARLON's add-ons."""
+"""Reads published weights as a `Checkpoint`: those of Open-Sora v1.2, T5 v1.1 and ARLON's add-ons."""
 
 from __future__ import annotations
 
@@ -19,46 +19,47 @@ from arlon_export.checkpoints.add_ons import (
 from arlon_export.checkpoints.checkpoint import Checkpoint, expected_shapes
 from arlon_export.checkpoints.published_config import dit_config, text_config, vae_config, with_statistics
 from arlon_export.checkpoints.state_dict import StateDict, check_fit, merge, open_state_dict, renamed, weight_files
+from arlon_rt.bundle import check_model
 from arlon_rt.config import DiTConfig, ModelConfig, TextConfig, VAEConfig, VideoConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError
-from arlon_rt.bundle import check_model
-from arlon_rt.options import GenerateOptions
+from arlon_rt.options import OPTIONS, GenerateOptions
 
 TOKENIZER = "spiece.model"
-BASELINE_DEFAULTS = {"num_inference_steps": 30, "guidance_scale": 7.0}
-GUIDED_DEFAULTS = {"num_inference_steps": 10, "guidance_scale": 7.0}
+GUIDED_DEFAULTS = {name: OPTIONS[name].default for name in ("num_inference_steps", "guidance_scale")}
+BASELINE_DEFAULTS = GUIDED_DEFAULTS | {"num_inference_steps": 30}
 EMBEDDING_ALIAS = "encoder.embed_tokens.weight"
-"""T5's second name of ``shared.weight``; files hold one of the two, or both."""
+"""T5's second name of ``shared.weight``. A file holds one of the two names, or both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """The tensors of one network, before they are known to fit."""
+    """The tensors of one network, not yet compared with its configuration."""
 
     what: str
     found: StateDict
     note: str
-    """Where its configuration comes from, for the end of an error."""
+    """Where the configuration comes from; it ends an error message."""
     ignored: tuple[str, ...] = ()
-    """Keys that may be there and are not wanted."""
+    """Keys that the file may have and the network does not use."""
 
 
 def read_published(
     *, dit: Path, vae: Path, text_encoder: Path, ar: Path | None = None, vq: Path | None = None,
     injection: Path | None = None, video: VideoConfig | None = None, exact: bool = False,
 ) -> Checkpoint:
-    """Open published weights, each a file or a Hugging Face folder; only headers are read.
+    """Open published weights, each in a file or a Hugging Face folder; only headers are read.
 
-    Without ``ar``, ``vq`` and ``injection`` it is plain Open-Sora v1.2 (baseline mode). What the add-ons' shapes do not
-    say is read from ``arlon.json`` beside them, see `arlon_export.checkpoints.add_ons`.
+    Without ``ar``, ``vq`` and ``injection`` the model is plain Open-Sora v1.2 (baseline mode). ``arlon.json`` beside
+    the add-ons states what their shapes do not say; see `arlon_export.checkpoints.add_ons`.
 
     Args:
-        video: the video made when nothing else is asked for; ``None``: 512x512, 24 frames a second, 68 frames.
-        exact: position tables in full precision; ``False`` rounds them as the published bf16 run did (spec 5.4).
+        video: the default video; ``None`` stands for 512x512, 24 frames a second, 68 frames.
+        exact: keep position tables in full precision. ``False`` rounds them as the published bf16 run did
+            (docs/spec.md 5.4).
 
     Raises:
         BundleNotFoundError: a file, a shard or the tokenizer is missing.
-        BundleError: a file is damaged, or tensors and configuration do not fit; every key at fault is named.
+        BundleError: a file is damaged, or tensors do not fit their configuration; every such key is named.
     """
     _check_together(ar=ar, vq=vq, injection=injection)
     transformer, dit_part = _open_dit(dit, exact)
@@ -77,7 +78,7 @@ def read_published(
     _check(model, parts)
     paths = {"dit": dit, "vae": vae, "text_encoder": text_encoder, "ar": ar, "vq": vq, "injection": injection}
     checkpoint = Checkpoint(
-        model=model, weights={network: _wanted(part) for network, part in parts.items()},
+        model=model, weights={network: _used(part) for network, part in parts.items()},
         tokenizer=find_tokenizer(text_encoder), defaults=defaults,
         provenance={
             "sources": {name: _sizes(path) for name, path in paths.items() if path},
@@ -89,10 +90,10 @@ def read_published(
 
 
 def find_tokenizer(text_encoder: Path) -> Path:
-    """T5's ``spiece.model``, as Hugging Face repositories keep it: beside the weights or in a folder ``tokenizer``.
+    """The path of T5's ``spiece.model``: beside the weights or in a folder ``tokenizer``, as on Hugging Face.
 
     Raises:
-        BundleNotFoundError: it is in none of these places; all are named.
+        BundleNotFoundError: it is in none of these places; the message names them.
     """
     folder = text_encoder if text_encoder.is_dir() else text_encoder.parent
     places = [folder / TOKENIZER, folder / "tokenizer" / TOKENIZER, folder.absolute().parent / "tokenizer" / TOKENIZER]
@@ -100,7 +101,7 @@ def find_tokenizer(text_encoder: Path) -> Path:
         if place.is_file():
             return place
     raise BundleNotFoundError(
-        f"T5's tokenizer is not there, neither {', nor '.join(map(str, places))}; copy it to one of these"
+        f"T5's tokenizer is missing: there is neither {', nor '.join(map(str, places))}; copy it to one of these paths"
     )
 
 
@@ -108,7 +109,7 @@ def _check_together(**add_ons: Path | None) -> None:
     missing = [name for name, path in add_ons.items() if path is None]
     if 0 < len(missing) < len(add_ons):
         raise BundleError(
-            f"no weights are given for {' and '.join(missing)}; {', '.join(add_ons)} come together or not at all"
+            f"no weights are named for {' and '.join(missing)}; name {', '.join(add_ons)} together or not at all"
         )
 
 
@@ -126,7 +127,7 @@ def _open_vae(path: Path) -> tuple[VAEConfig, _Part]:
 
 
 def _open_text(path: Path, dit: Path, transformer: DiTConfig) -> tuple[TextConfig, _Part]:
-    """The encoder of T5; a whole T5 may be given, whose decoder is left out."""
+    """T5's encoder. The file may hold a whole T5; its decoder is ignored."""
     found = open_state_dict(path)
     if "shared.weight" not in found:
         found = renamed(found, lambda name: "shared.weight" if name == EMBEDDING_ALIAS else name)
@@ -144,7 +145,7 @@ def _with_add_ons(
     model: ModelConfig, parts: Mapping[str, _Part], assumed: Assumptions, *,
     dit: Path, ar: Path, vq: Path, injection: Path,
 ) -> tuple[ModelConfig, dict[str, _Part]]:
-    """The baseline's model and parts with the add-ons; the adapters join the transformer's tensors."""
+    """The baseline's model and parts with the add-ons; the adapters' tensors become the transformer's."""
     tokens, codes = open_state_dict(ar), open_state_dict(vq)
     adapters = with_injection_prefix(open_state_dict(injection))
     token_model, ar_note = ar_config(ar, tokens, assumed.ar, max_prompt=model.text.max_length)
@@ -165,7 +166,7 @@ def _with_add_ons(
 
 
 def _check(model: ModelConfig, parts: Mapping[str, _Part]) -> None:
-    """Raise one `BundleError` for all that does not fit."""
+    """Raise one `BundleError` that names everything that does not fit."""
     try:
         check_model(model)
     except BundleError as error:
@@ -187,7 +188,7 @@ def _check_defaults(checkpoint: Checkpoint) -> None:
         raise BundleError(f"arlon.json: defaults: {error}") from None
 
 
-def _wanted(part: _Part) -> StateDict:
+def _used(part: _Part) -> StateDict:
     return {name: tensor for name, tensor in part.found.items() if name not in part.ignored}
 
 
@@ -197,7 +198,7 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def _summary(ignored: tuple[str, ...]) -> list[str]:
-    """Keys by name, a whole decoder by their number."""
+    """The ignored keys by name; those of a decoder are counted instead."""
     decoder = sum(name.startswith("decoder.") for name in ignored)
     others = [name for name in ignored if not name.startswith("decoder.")]
     return ([f"decoder.* ({decoder} tensors)"] if decoder else []) + others

@@ -1,4 +1,4 @@
-"""Configurations of published networks: what config.json states, and the tensors' shapes for the rest."""
+"""Configurations of published networks: from config.json, and from the tensors' shapes for what it does not state."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import torch
 
 from arlon_export.checkpoints.checkpoint import read_json
 from arlon_export.checkpoints.state_dict import StateDict, StoredTensor, config_file
-from arlon_rt.config import DiTConfig, TextConfig, VAEConfig
 from arlon_rt.bundle import from_json
+from arlon_rt.config import DiTConfig, TextConfig, VAEConfig
 from arlon_rt.errors import BundleError
 
 T = TypeVar("T")
 
 PROMPT_SUFFIX = " aesthetic score: 6.5."
 PUBLISHED_VAE = {"norm_num_groups": 32, "scaling_factor": 0.18215}
-"""What neither shapes nor the published config.json say; Open-Sora v1.2 has them in its code (spec 5.6)."""
+"""Fields that neither shapes nor config.json state; Open-Sora v1.2 has them in its code (docs/spec.md 5.6)."""
 
 _DIT_FIXED = {"qk_norm": True}
-"""Fields of a published config.json that this architecture does not vary."""
+"""Fields of a published config.json for which this architecture supports one value."""
 _DIT_IRRELEVANT = frozenset({
     "class_dropout_prob", "drop_path", "enable_flash_attn", "enable_layernorm_kernel", "enable_sequence_parallelism",
     "only_train_temporal", "freeze_y_embedder", "skip_y_embedder", "input_size", "model_type", "architectures",
     "torch_dtype", "dtype", "transformers_version", "_name_or_path", "auto_map",
 })
-"""Fields of training or of loading, which change no output."""
+"""Fields that concern training or loading and change no output."""
 _T5_FIELDS = (
     "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "relative_attention_num_buckets",
     "relative_attention_max_distance", "layer_norm_epsilon",
 )
-"""All that is read of T5's config.json; its ``max_length``, for one, is of generation and means something else."""
+"""The fields that are read of T5's config.json. Its ``max_length`` is one of text generation and is not read."""
 
 
 class Shapes:
-    """The shapes that a configuration is read off; remembers them for error messages."""
+    """Reads sizes from tensor shapes, and remembers the shapes for error messages."""
 
     def __init__(self, found: StateDict, what: str) -> None:
         self.found = found
@@ -47,9 +47,9 @@ class Shapes:
         self._read: dict[str, tuple[int, ...]] = {}
 
     def of(self, name: str, rank: int) -> tuple[int, ...]:
-        """The shape of a tensor of ``rank`` axes; a missing or other one is named in a `BundleError`."""
+        """The shape of a tensor of ``rank`` axes. A `BundleError` names one that is missing or has another rank."""
         if name not in self.found:
-            raise BundleError(f"{self._what} has no {name}, which sizes are read off")
+            raise BundleError(f"{self._what} has no {name}; sizes are read from its shape")
         shape = self.found[name].shape
         if len(shape) != rank or 0 in shape:
             raise BundleError(f"{self._what}: {name} is {shape}; {rank} axes are expected, none of them empty")
@@ -57,29 +57,29 @@ class Shapes:
         return shape
 
     def width(self, name: str) -> int:
-        """The length of a bias or a norm's weight: of all tensors these cannot be transposed."""
+        """The length of a bias or of a norm's weight, which cannot be transposed."""
         return self.of(name, 1)[0]
 
     def count(self, prefix: str) -> int:
-        """One more than the largest number that follows ``prefix`` in a key."""
+        """The length of a module list: one more than the largest number after ``prefix`` in a key."""
         numbers = [re.match(r"(\d{1,6})\.", n[len(prefix):], re.ASCII) for n in self.found if n.startswith(prefix)]
         return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
     def note(self) -> str:
-        """Which tensors were read, for the end of an error."""
-        return f"{self._what}: sizes were read off {', '.join(f'{n} {s}' for n, s in self._read.items())}"
+        """The shapes that were read, for the end of an error message."""
+        return f"{self._what}: sizes were read from {', '.join(f'{n} {s}' for n, s in self._read.items())}"
 
 
 def settle(
     kind: type[T], stated: Mapping[str, Any], stated_in: str, shapes: Shapes, read: Callable[[Shapes], dict[str, Any]]
 ) -> tuple[T, str]:
-    """A configuration from what is stated and, for the rest, from shapes; and a note on where it comes from.
+    """A configuration from the stated fields and, for the others, from shapes; and a note on where it comes from.
 
-    What is stated wins. Where the tensors say otherwise they do not fit, which `check_fit` finds key by key; the note,
-    shown then, says which field it comes down to.
+    A stated field wins over the tensors. If they disagree, `check_fit` finds each key that does not fit, and the note
+    names the field that is the cause.
 
     Raises:
-        BundleError: a required field is not stated and cannot be read, or a stated value has another type.
+        BundleError: a required field is neither stated nor readable, or a stated value has the wrong type.
     """
     required = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}  # type: ignore[arg-type]
     try:
@@ -97,18 +97,18 @@ def settle(
 
 
 def ratio(part: int, whole: int) -> float:
-    """``part / whole``, such that ``int(whole * ratio)`` is ``part`` again."""
+    """``part / whole``, rounded such that ``int(whole * ratio)`` is ``part``."""
     value = part / whole
     return value if int(whole * value) == part else math.nextafter(value, math.inf)
 
 
 def read_dit_config(path: Path) -> DiTConfig:
-    """The transformer's published config.json alone; a field that would change the architecture is an error."""
+    """The configuration in the transformer's published config.json; a field of another architecture is an error."""
     return from_json(DiTConfig, _stated_dit(path), str(path))
 
 
 def dit_config(path: Path, found: StateDict) -> tuple[DiTConfig, str]:
-    """STDiT3's configuration, and a note as `settle` gives it."""
+    """STDiT3's configuration, and the note of `settle`."""
     file = config_file(path)
     stated = _stated_dit(file) if file else {}
     config, note = settle(DiTConfig, stated, _name(file, path), Shapes(found, str(path)), _dit_sizes)
@@ -148,9 +148,9 @@ def _dit_sizes(shapes: Shapes) -> dict[str, Any]:
 
 
 def vae_config(path: Path, found: StateDict) -> tuple[VAEConfig, str]:
-    """The video autoencoder's configuration, and a note as `settle` gives it.
+    """The video autoencoder's configuration, and the note of `settle`.
 
-    ``scale`` and ``shift`` are the file's own tensors, else config.json's, else Open-Sora's (spec 5.6).
+    ``scale`` and ``shift`` come from the file's tensors, else config.json, else Open-Sora (docs/spec.md 5.6).
     """
     file = config_file(path)
     known = {f.name for f in dataclasses.fields(VAEConfig)}
@@ -161,16 +161,16 @@ def vae_config(path: Path, found: StateDict) -> tuple[VAEConfig, str]:
 
 
 def with_statistics(found: StateDict, config: VAEConfig) -> StateDict:
-    """The autoencoder's tensors; ``scale`` and ``shift`` from the configuration where the file has none."""
-    made = {}
+    """The autoencoder's tensors; ``scale`` and ``shift`` come from the configuration if the file has none."""
+    statistics = {}
     for name, values in (("scale", config.scale), ("shift", config.shift)):
         tensor = torch.tensor(values).reshape(1, -1, 1, 1, 1)
-        made[name] = StoredTensor(name, tuple(tensor.shape), tensor.dtype, tensor.detach)
-    return {**made, **found}
+        statistics[name] = StoredTensor(name, tuple(tensor.shape), tensor.dtype, tensor.detach)
+    return {**statistics, **found}
 
 
 def _statistics(found: StateDict, name: str) -> list[float]:
-    """The values of a (1, channels, 1, 1, 1) tensor; none where it is missing or of another shape."""
+    """The values of a (1, channels, 1, 1, 1) tensor; empty if it is missing or has another shape."""
     if name not in found or len(found[name].shape) != 5 or math.prod(found[name].shape) != found[name].shape[1]:
         return []
     values: list[float] = found[name].load().flatten().double().tolist()
@@ -179,7 +179,7 @@ def _statistics(found: StateDict, name: str) -> list[float]:
 
 def _vae_sizes(shapes: Shapes) -> dict[str, Any]:
     frame, time = "spatial_vae.module.", "temporal_vae."
-    stages, levels = shapes.count(f"{frame}encoder.down_blocks."), shapes.count(f"{time}encoder.block_res_blocks.")
+    blocks, levels = shapes.count(f"{frame}encoder.down_blocks."), shapes.count(f"{time}encoder.block_res_blocks.")
     widths = [shapes.width(f"{time}encoder.block_res_blocks.{i}.0.norm2.weight") for i in range(levels)]
     filters = math.gcd(*widths)
     return {
@@ -187,7 +187,7 @@ def _vae_sizes(shapes: Shapes) -> dict[str, Any]:
         "embed_dim": shapes.width(f"{time}post_quant_conv.conv.bias"),
         "latent_embed_dim": shapes.width(f"{time}quant_conv.conv.bias") // 2,
         "block_out_channels": tuple(
-            shapes.width(f"{frame}encoder.down_blocks.{i}.resnets.0.conv1.bias") for i in range(stages)
+            shapes.width(f"{frame}encoder.down_blocks.{i}.resnets.0.conv1.bias") for i in range(blocks)
         ),
         "layers_per_block": shapes.count(f"{frame}encoder.down_blocks.0.resnets."),
         "filters": filters,
@@ -200,10 +200,10 @@ def _vae_sizes(shapes: Shapes) -> dict[str, Any]:
 
 
 def text_config(path: Path, found: StateDict, *, max_length: int) -> tuple[TextConfig, str]:
-    """T5's configuration with Open-Sora's way with prompts, and a note as `settle` gives it.
+    """T5's configuration with Open-Sora's prompt suffix and length, and the note of `settle`.
 
     Raises:
-        BundleError: it is no T5 v1.1 with gated GELU, or as `settle` says.
+        BundleError: the weights are not those of T5 v1.1 with gated GELU, or `settle` raised it.
     """
     file = config_file(path)
     published = _object(file) if file else {}
@@ -218,7 +218,7 @@ def _check_gated(path: Path, found: StateDict, published: Mapping[str, Any]) -> 
     activation = published.get("feed_forward_proj", "gated-gelu")
     if single or activation != "gated-gelu":
         sign = f"it has {single}" if single else f"feed_forward_proj is {activation!r} in config.json"
-        raise BundleError(f"{path} is no T5 v1.1 with gated GELU ({sign}); Open-Sora v1.2 takes DeepFloyd/t5-v1_1-xxl")
+        raise BundleError(f"{path} is no T5 v1.1 with gated GELU ({sign}); Open-Sora v1.2 uses DeepFloyd/t5-v1_1-xxl")
 
 
 def _t5_sizes(shapes: Shapes) -> dict[str, Any]:
@@ -243,5 +243,5 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _name(file: Path | None, path: Path) -> str:
-    """Where fields are, or could be, stated."""
+    """The path of the config.json that states fields, or could."""
     return str(file or (path if path.is_dir() else path.parent) / "config.json")

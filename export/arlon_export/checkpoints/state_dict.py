@@ -1,7 +1,7 @@
-"""State dicts on disk as people have them: headers are read at once, each tensor when it is asked for.
+"""State dicts on disk, in the formats that people use: headers are read at once, each tensor when it is needed.
 
-A file is told by its ending; a folder follows Hugging Face's file names, in one file or in shards with an index. Torch
-files are unpickled with ``weights_only`` alone, so that no code in them is run.
+A file's ending names its format. A folder follows Hugging Face's file names: one file, or shards with an index. Torch
+files are unpickled with ``weights_only``, so no code in them runs.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ TORCH_NAMES = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
 TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 INDEX_ENDING = ".index.json"
 PREFIXES = ("module.", "model.", "ema.")
-"""Taken away where every key has them: what DistributedDataParallel and training scripts put in front."""
+"""Prefixes that DistributedDataParallel and training scripts add; one is removed if every key has it."""
 WRAPPERS = ("ema", "state_dict", "model_state_dict", "model", "module")
-"""Where training scripts keep the state dict inside a torch file; of several, the first in this order is read."""
+"""Keys under which training scripts store the state dict in a torch file; the first one found is read."""
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LISTED = 20
-"""Keys of one kind of fault that an error names; the rest are counted."""
+"""The most keys that an error names for one kind of fault; it counts the others."""
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -50,15 +50,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file, not read yet."""
+    """One tensor of a file, read when ``load`` is called."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     load: Callable[[], Tensor]
-    """The tensor on the CPU in ``dtype``, mapped from its file; no other tensor is brought into memory."""
+    """Return the tensor on the CPU in ``dtype``, mapped from its file; no other tensor is read."""
     source: Path | None = None
-    """The file it lies in; ``None``: made in memory."""
+    """The file that holds it; ``None`` for a tensor in memory."""
 
 
 StateDict = Mapping[str, StoredTensor]
@@ -68,9 +68,9 @@ def open_state_dict(path: Path) -> StateDict:
     """The tensors of a file, an index or a Hugging Face folder; only headers are read.
 
     Raises:
-        BundleNotFoundError: there is no such file or folder, the folder has no weights by a known name, or a shard is
+        BundleNotFoundError: the path does not exist, the folder has no weights under a known name, or a shard is
             missing.
-        BundleError: a file is damaged, holds anything but tensors, or an index does not fit its shards.
+        BundleError: a file is damaged or holds more than tensors, or an index does not fit its shards.
     """
     located = _locate(path)
     if not located.name.endswith(INDEX_ENDING):
@@ -86,13 +86,16 @@ def open_state_dict(path: Path) -> StateDict:
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """The files that `open_state_dict` reads tensors from; it says what is raised."""
+    """The files from which `open_state_dict` reads tensors; it lists the errors."""
     located = _locate(path)
     return tuple(dict.fromkeys(_read_index(located).values())) if located.name.endswith(INDEX_ENDING) else (located,)
 
 
 def config_file(path: Path) -> Path | None:
-    """The config.json of a folder, or of a file by a Hugging Face name; other files may share one with strangers."""
+    """The config.json of a folder or of a file with a Hugging Face name; ``None`` if there is none.
+
+    A config.json beside another file may belong to something else.
+    """
     located = _locate(path)
     known = located.name.removesuffix(INDEX_ENDING) in SAFETENSORS_NAMES + TORCH_NAMES
     config = located.with_name("config.json")
@@ -100,10 +103,10 @@ def config_file(path: Path) -> Path | None:
 
 
 def merge(parts: Mapping[Path, StateDict]) -> StateDict:
-    """Several state dicts as one; the paths are for the error.
+    """Join several state dicts; the error names their paths.
 
     Raises:
-        BundleError: two of them have the same key.
+        BundleError: two of them have a key in common.
     """
     owner: dict[str, Path] = {}
     for path, found in parts.items():
@@ -114,21 +117,21 @@ def merge(parts: Mapping[Path, StateDict]) -> StateDict:
 
 
 def renamed(found: StateDict, rename: Callable[[str], str]) -> StateDict:
-    """The same tensors under other keys."""
+    """The same tensors, with each key renamed by ``rename``."""
     return {rename(name): dataclasses.replace(tensor, name=rename(name)) for name, tensor in found.items()}
 
 
 def check_fit(
     found: StateDict, expected: Mapping[str, tuple[int, ...]], what: str, *, ignored: Collection[str] = ()
 ) -> None:
-    """Compare a state dict with the keys and shapes that a configuration asks for.
+    """Compare a state dict with the keys and shapes that a configuration expects.
 
     Args:
         what: the state dict's name in the error.
-        ignored: keys that may be there and are not wanted.
+        ignored: keys that it may have and the network does not use.
 
     Raises:
-        BundleError: keys are missing, unknown, of another shape or not of floats. All are in the one message, by kind.
+        BundleError: keys are missing, unknown, of another shape or not of floats. One message lists all, by kind.
     """
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected and name not in ignored]
@@ -161,7 +164,7 @@ def _is_transposed(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
 
 
 def _listed(kind: str, names: Sequence[str], describe: Callable[[str], str]) -> str:
-    """One line a fault under a heading, or nothing."""
+    """A heading and one line for each fault; empty if there is none."""
     if not names:
         return ""
     lines = [f"{len(names)} {kind}:", *(f"  {describe(name)}" for name in names[:LISTED])]
@@ -176,7 +179,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _locate(path: Path) -> Path:
-    """The file to open: ``path`` itself, or the one a Hugging Face folder has."""
+    """The file to open: ``path`` itself, or the one in a Hugging Face folder."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -194,14 +197,14 @@ def _locate(path: Path) -> Path:
 
 
 def _read_index(index: Path) -> dict[str, Path]:
-    """Key -> shard, as the index beside the shards says."""
+    """Key -> shard, as the index states it."""
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {str(key): str(name) for key, name in shard_of.items()}
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{index} is no index of shards with a weight_map ({error!r:.200})") from error
     for key, name in names.items():
-        # By name, not by where links lead: Hugging Face's cache links every file to a place outside the folder.
+        # Check the name, not the target of links: Hugging Face's cache links every file to a place outside the folder.
         if name in ("", "..") or "\\" in name or PurePosixPath(name).name != name:
             raise BundleError(f"{index}: {key} is in {name!r:.120}; shards lie beside the index, by their plain names")
     shards = {key: index.with_name(name) for key, name in names.items()}
@@ -238,7 +241,7 @@ def _open_safetensors(path: Path) -> StateDict:
 
 
 def _load_safetensor(path: Path, name: str) -> Tensor:
-    """Opens the file anew, so that no handle stays open between tensors."""
+    """Open the file for one tensor, so that no handle stays open between tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
@@ -270,7 +273,7 @@ def _open_torch(path: Path) -> StateDict:
 
 
 def _tensors(path: Path, content: Any) -> Mapping[str, Tensor]:
-    """The state dict in a torch file, whatever it is wrapped in."""
+    """The state dict in a torch file, taken out of its `WRAPPERS`."""
     while isinstance(content, Mapping):
         wrappers = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
         if not wrappers:

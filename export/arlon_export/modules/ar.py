@@ -1,4 +1,4 @@
-"""The autoregressive token model: a text prefix, BOS, then codes; caches are explicit (spec 3, design 3)."""
+"""The autoregressive token model: it continues a text prefix and BOS with codes (docs/spec.md 3)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Rotary(nn.Module):
 
     def __init__(self, max_length: int, head_dim: int, theta: float) -> None:
         super().__init__()
-        # On the CPU also where the rest is built on the meta device: no checkpoint holds these tables.
+        # Always on the CPU, even if the model is built on the meta device: no checkpoint holds these tables.
         frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
         angle = torch.outer(torch.arange(max_length, dtype=torch.float64, device="cpu"), frequency)
         self.register_buffer("cos", angle.cos().float(), persistent=False)
@@ -70,7 +70,7 @@ class Rotary(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer, cut where the caller attends: `project`, then `finish`."""
+    """One pre-norm transformer layer: the caller computes the attention between `project` and `finish`."""
 
     def __init__(self, config: ARConfig) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class TokenModel(nn.Module):
     def prefix(self, last_hidden_state: Tensor, caches: Sequence[Tensor]) -> list[Tensor]:
         """The ar_prefix graph: text rows (b, p, text_dim), padded on the right -> caches filled from slot 0.
 
-        Rows beyond a prompt's true length are overwritten by `step`, which starts there.
+        `step` starts at a prompt's true length and overwrites the padding rows.
         """
         batch, prompt = last_hidden_state.shape[:2]
         slots = torch.arange(prompt, device=last_hidden_state.device).expand(batch, prompt)

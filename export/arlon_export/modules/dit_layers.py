@@ -1,4 +1,4 @@
-"""The layers STDiT3 is made of: attention, MLP, embedders and the two kinds of block."""
+"""The layers of STDiT3: attention, MLP, embedders and the two kinds of block."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ SINUSOID_CHANNELS = 256
 
 
 def residual_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the residual stream, for weights of this type: sums over all blocks are never normalised and end fp16's range.
+    """The dtype of the residual stream for weights of ``dtype``: float32 for fp16 weights.
 
-    bf16 has float32's range and stays, as in the published run (spec 5.4).
+    The stream is a sum over all blocks that is never normalised, so it leaves fp16's range. bf16 has float32's range
+    and stays, as in the published run (docs/spec.md 5.4).
     """
     return torch.float32 if dtype == torch.float16 else dtype
 
@@ -48,7 +49,7 @@ class MLP(nn.Module):
 
 
 class ScalarEmbedder(nn.Module):
-    """A number a row -> its sinusoid (cosines first, period up to 10,000) -> two linear layers: (n,) -> (n, size)."""
+    """Numbers (n,) -> their sinusoids (cosines first, period up to 10,000) -> two linear layers -> (n, size)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class ScalarEmbedder(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Caption features -> the transformer's width; null rows read the learned ``y_embedding`` instead."""
+    """Caption features -> the transformer's width; rows without a caption read the learned ``y_embedding`` instead."""
 
     y_embedding: Tensor
 
@@ -85,7 +86,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the interleaved channel pairs of x (batch, head, frame, head_dim) by angles (frame, head_dim / 2)."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     if torch.onnx.is_in_onnx_export():
-        # One row of batch * head heads: the operator then takes the tables as they are, without a copy a batch row.
+        # As one row of batch * head heads, so that the operator needs no copy of the tables for each batch row.
         turned: Tensor = torch.onnx.ops.rotary_embedding(x.flatten(0, 1)[None], cos[None], sin[None], interleaved=True)
         return turned.reshape(x.shape)
     even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
@@ -103,7 +104,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Attention with normalised queries and keys, rotary where tables are given: (batch, token, size) -> same."""
+    """Attention with normalised queries and keys, rotary if the caller has tables: (batch, token, size) -> same."""
 
     def __init__(self, size: int, num_heads: int) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from every token to the prompt, whose keys and values are made once a prompt."""
+    """Attention from every token to the prompt, whose keys and values are computed once a prompt."""
 
     def __init__(self, size: int, num_heads: int) -> None:
         super().__init__()
@@ -140,7 +141,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, caption_kv: Tensor, text_mask: Tensor) -> Tensor:
         """x (batch, token, size), caption_kv as `keys_values` gives it, text_mask (batch, prompt) bool -> as x.
 
-        x is the residual stream itself, not normalised; queries are computed in its type.
+        x is the residual stream, not normalised; queries are computed in its dtype.
         """
         weight, bias = (p.to(x.dtype) for p in (self.q_linear.weight, self.q_linear.bias))
         query = split_heads(F.linear(x, weight, bias).to(caption_kv.dtype), self.num_heads)
@@ -152,7 +153,7 @@ class CrossAttention(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LN(x) * (1 + scale) + shift, in shift's type; the normalisation has no weights and keeps x's."""
+    """LN(x) * (1 + scale) + shift in the dtype of shift; LN has no weights and is computed in the dtype of x."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS).to(shift.dtype) * (1 + scale) + shift
 
 
@@ -184,7 +185,7 @@ class Block(nn.Module):
         """
         table = modulation + self.scale_shift_table
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=-2)
-        wide = torch.promote_types(table.dtype, x.dtype)  # what is added to the stream is computed in its type
+        wide = torch.promote_types(table.dtype, x.dtype)  # values added to the stream are computed in its dtype
         gate_msa, gate_mlp = gate_msa.to(wide), gate_mlp.to(wide)
         branch = gate_msa * self._attend(modulate(x, shift_msa, scale_msa), rotary)
         x = x + (branch if features is None else inject(branch, features))

@@ -1,4 +1,4 @@
-"""Semantic injection (ARLON): coarse latents steer the gated temporal branch by adaptive normalisation (spec 4)."""
+"""Semantic injection (ARLON): coarse latents modulate the gated temporal branch (docs/spec.md 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""STDiT3 of Open-Sora v1.2 with its published state-dict keys, and ARLON's semantic injection beside it."""
+"""STDiT3 of Open-Sora v1.2 with its published state-dict keys, and with ARLON's semantic injection."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class PatchEmbedder(nn.Module):
 class RotaryFrequencies(nn.Module):
     """Holds ``rope.freqs`` (radians a frame), fixed.
 
-    `STDiT3.velocity` makes its tables from them; graphs take tables as inputs, which the host makes from
-    `DiTConfig.rope_theta` or, where a checkpoint holds other frequencies, from `DiTConfig.rope_freqs`.
+    `STDiT3.velocity` computes its tables from them. Graphs take tables as inputs; the host computes those from
+    `DiTConfig.rope_theta`, or from `DiTConfig.rope_freqs` if a checkpoint has other frequencies.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -50,10 +50,10 @@ class RotaryFrequencies(nn.Module):
 
 
 class STDiT3(nn.Module):
-    """The diffusion transformer: pairs of blocks, one within each frame and one along time (spec 5.3).
+    """The diffusion transformer: pairs of blocks, one within each frame and one along time (docs/spec.md 5.3).
 
-    Without `InjectionConfig` it is plain Open-Sora v1.2; with it, the add-on's keys stand under ``injection.`` and a
-    published checkpoint fills everything else.
+    Without `InjectionConfig` this is plain Open-Sora v1.2. With it, the add-on's keys have the prefix ``injection.``
+    and a published checkpoint has all others.
     """
 
     def __init__(self, config: DiTConfig, injection: InjectionConfig | None = None) -> None:
@@ -80,7 +80,7 @@ class STDiT3(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier weights; a zero velocity and zero injection to start from."""
+        """Initialise with Xavier weights, such that the velocity and the injection are zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -113,7 +113,7 @@ class STDiT3(nn.Module):
         self, latents: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor, frame_mask: Tensor,
         fps: Tensor, height: Tensor, width: Tensor, features: Tensor | None, use_null: Tensor,
     ) -> Tensor:
-        """The whole network, a row at a time independent of the others; for training and parity.
+        """The whole network for training and parity; rows are independent of each other.
 
         Args:
             latents: (batch, channel, frame, height, width).
@@ -127,8 +127,8 @@ class STDiT3(nn.Module):
             use_null: (batch,) bool, rows trained or guided without their text.
 
         Returns:
-            (batch, out_channels, frame, height, width) float32. On kept frames it means nothing: samplers restore them
-            (there the published code also modulates its final layer twice, which is not repeated here).
+            (batch, out_channels, frame, height, width) float32. Values on kept frames have no meaning, since samplers
+            restore these frames. (The published code modulates its final layer twice on them; this one does not.)
         """
         pixels = (float(height[0]), float(width[0]))
         if not bool((height == height[0]).all() and (width == width[0]).all()):
@@ -164,7 +164,7 @@ class STDiT3(nn.Module):
         self, latents: Tensor, timestep: Tensor, frame_mask: Tensor, fps: Tensor, position: Tensor,
         rotary: tuple[Tensor, Tensor], caption_kv: Tensor, text_mask: Tensor, features: Tensor | None,
     ) -> Tensor:
-        """The network's output in float32. Latents, times and features have one row a caption row, or a single one."""
+        """The network's output in float32. Latents, times and features have as many rows as the caption, or one."""
         height, width = latents.shape[3:]
         tokens = self.x_embedder(self._pad(latents))
         tokens = tokens + position.to(tokens.dtype)
@@ -206,7 +206,7 @@ class STDiT3(nn.Module):
         return whole[..., :height, :width]
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """Patches along each side, begun ones included (no negative numbers: ONNX's integer division truncates)."""
+        """Patches along each side, rounded up (without negative numbers, because ONNX's integer division truncates)."""
         _, patch_height, patch_width = self.config.patch_size
         return (height + patch_height - 1) // patch_height, (width + patch_width - 1) // patch_width
 

@@ -24,7 +24,7 @@ class T5LayerNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention whose scores are not scaled; the first block also holds the relative position bias of all of them."""
+    """Attention whose scores are not scaled; that of the first block also holds the position bias of all blocks."""
 
     def __init__(self, config: TextConfig, *, has_bias: bool) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class AttentionLayer(nn.Module):
 
     def __init__(self, config: TextConfig, *, has_bias: bool) -> None:
         super().__init__()
-        self.SelfAttention = SelfAttention(config, has_bias=has_bias)  # transformers' name, and so the checkpoints'
+        self.SelfAttention = SelfAttention(config, has_bias=has_bias)  # the name in transformers and in checkpoints
         self.layer_norm = T5LayerNorm(config)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class AttentionLayer(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """wo(gelu_tanh(wi_0 x) * wi_1 x); the product and wo in float32, where T5-XXL leaves float16's range."""
+    """wo(gelu_tanh(wi_0 x) * wi_1 x); the product and wo are in float32, because T5-XXL leaves float16's range."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Block(nn.Module):
         self.layer = nn.ModuleList([AttentionLayer(config, has_bias=has_bias), FeedForwardLayer(config)])
 
     def position_bias(self, length: int) -> Tensor:
-        """As `SelfAttention.position_bias`; the first block's serves all."""
+        """`SelfAttention.position_bias`; all blocks use that of the first."""
         attention = self.layer[0]
         assert isinstance(attention, AttentionLayer)
         return attention.SelfAttention.position_bias(length)
@@ -127,7 +127,7 @@ class Stack(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """Token ids -> hidden states; the residual stream is float32 whatever the weights are."""
+    """Token ids -> hidden states; the residual stream is always float32."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class T5Encoder(nn.Module):
         self.register_load_state_dict_pre_hook(drop_embedding_alias)  # type: ignore[no-untyped-call]
 
     def _reset_parameters(self, config: TextConfig) -> None:
-        """Normal weights of T5's own scales: without scaled scores, queries must start small."""
+        """Initialise with normal weights of T5's scales; queries start small because scores are not scaled."""
         inner = config.num_heads * config.d_kv
         deviations = {
             "shared": 1.0, "q": (config.d_model * config.d_kv) ** -0.5, "k": config.d_model**-0.5,
@@ -176,6 +176,6 @@ def relative_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> T
 
 
 def drop_embedding_alias(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Checkpoints saved with ``torch.save`` hold the tied embedding twice; ``shared.weight`` is the one read."""
+    """Drop the second name of the embedding, which files of ``torch.save`` hold beside ``shared.weight``."""
     if f"{prefix}shared.weight" in state:
         state.pop(f"{prefix}encoder.embed_tokens.weight", None)

@@ -1,4 +1,4 @@
-"""The video autoencoder: 17 frames <-> 5 latents, chunk by chunk, every chunk by itself (Open-Sora v1.2, spec 5.6)."""
+"""The video autoencoder: 17 frames <-> 5 latents, each chunk by itself (Open-Sora v1.2, docs/spec.md 5.6)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,7 @@ from torch import Tensor, nn
 from arlon_export.modules.vae_spatial import Moments, SpatialVAE
 from arlon_export.modules.vae_temporal import TemporalVAE
 from arlon_rt.config import VAEConfig
-
-
-def padding_frames(num_frames: int, stride: int) -> int:
-    """Frames in front of a chunk that make ``num_frames`` a multiple of ``stride``."""
-    return -num_frames % stride
-
-
-def decoder_frame_index(num_frames: int, stride: int) -> Tensor:
-    """Which decoded frames of a chunk are its ``num_frames`` frames: 3, 4, … for 17 frames, stride 4."""
-    padding = padding_frames(num_frames, stride)
-    return torch.arange(padding, padding + num_frames)
-
-
-def encoder_frame_index(num_frames: int, stride: int) -> Tensor:
-    """Frame + 1 at each place of the padded chunk, 0 for padding: 0, 0, 0, 1, …, 17 for 17 frames, stride 4."""
-    return torch.arange(1 - padding_frames(num_frames, stride), num_frames + 1).clamp(min=0)
+from arlon_rt.networks import decoder_frame_index, encoder_frame_index
 
 
 def pixels_to_frames(pixels: Tensor) -> Tensor:
@@ -56,7 +41,7 @@ class VideoVAE(nn.Module):
         return self.spatial_vae.module.post_quant_conv.weight.dtype
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents as the temporal stage makes them -> latents as the DiT sees them; fp32."""
+        """Latents of the temporal autoencoder -> latents of the DiT; fp32."""
         return (latents.float() - self.shift.float()) / self.scale.float()
 
     def denormalise(self, latents: Tensor) -> Tensor:
@@ -64,9 +49,9 @@ class VideoVAE(nn.Module):
         return latents.float() * self.scale.float() + self.shift.float()
 
     def encode_moments(self, pixels: Tensor, frame_index: Tensor, sample: bool = False) -> Moments:
-        """Posterior over the *un-normalised* latents of one chunk; with ``sample`` the frame stage is sampled too.
+        """Posterior over the *un-normalised* latents of one chunk; ``sample`` also samples the frame autoencoder.
 
-        ``pixels`` (batch, 3, n, H, W); ``frame_index`` (time_stride·chunk) as `encoder_frame_index` makes it.
+        ``pixels`` (batch, 3, n, H, W); ``frame_index`` (time_stride·chunk) is that of `encoder_frame_index`.
         """
         moments = self.spatial_vae.encode(pixels.to(self.dtype))
         frames = moments.sample() if sample else moments.mean
@@ -84,9 +69,10 @@ class VideoVAE(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (batch, 3, frame, H, W) -> normalised latents (batch, 4, latent, h, w), chunk by chunk."""
+        c = self.config
         return torch.cat([
-            self.encode_chunk(chunk, encoder_frame_index(chunk.shape[2], self.config.time_stride).to(pixels.device))
-            for chunk in torch.split(pixels, self.config.chunk_frames, dim=2)
+            self.encode_chunk(chunk, torch.from_numpy(encoder_frame_index(chunk.shape[2], c)).to(pixels.device))
+            for chunk in torch.split(pixels, c.chunk_frames, dim=2)
         ], dim=2)
 
     def decode(self, latents: Tensor, num_frames: int) -> Tensor:
@@ -102,7 +88,7 @@ class VideoVAE(nn.Module):
             raise ValueError(f"latents has {latents.shape[2]} frames; num_frames {num_frames} needs {needed}")
         lengths = [c.chunk_frames] * chunks + [rest] * (rest > 0)
         return torch.cat([
-            self.decode_chunk(chunk, decoder_frame_index(length, c.time_stride).to(latents.device))
+            self.decode_chunk(chunk, torch.from_numpy(decoder_frame_index(length, c)).to(latents.device))
             for chunk, length in zip(torch.split(latents, c.chunk_latents, dim=2), lengths, strict=True)
         ], dim=2)
 
@@ -113,11 +99,3 @@ class VideoVAE(nn.Module):
     def encode_pixels(self, pixels: Tensor, frame_index: Tensor) -> Tensor:
         """``pixels`` (frame, 3, H, W) of the vae_encoder graph -> normalised latents (1, 4, chunk, h, w)."""
         return self.encode_chunk(pixels.transpose(0, 1).unsqueeze(0), frame_index)
-
-    def decode_frames(self, latents: Tensor, frame_index: Tensor) -> Tensor:
-        """The vae_decoder graph: latents (1, 4, chunk, h, w) -> uint8 frames (frame, H, W, 3)."""
-        return pixels_to_frames(self.decode_pixels(latents, frame_index))
-
-    def encode_frames(self, frames: Tensor, frame_index: Tensor) -> Tensor:
-        """The vae_encoder graph: uint8 frames (frame, H, W, 3) -> latents (1, 4, chunk, h, w)."""
-        return self.encode_pixels(frames_to_pixels(frames), frame_index)

@@ -183,7 +183,7 @@ class Decoder(nn.Module):
 
 
 class FrameAutoencoder(nn.Module):
-    """AutoencoderKL with diffusers' key names; latents are unscaled here."""
+    """AutoencoderKL with diffusers' key names; its latents are unscaled."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class FrameAutoencoder(nn.Module):
 
 
 class SpatialVAE(nn.Module):
-    """The frame autoencoder over videos, with Open-Sora's latent scaling factor (spec 5.6)."""
+    """The frame autoencoder over videos, with Open-Sora's latent scaling factor (docs/spec.md 5.6)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The temporal half of the video autoencoder: causal 3-D convolutions over frame latents (Open-Sora v1.2, spec 5.6)."""
+"""The temporal half of the video autoencoder: causal 3-D convolutions over frame latents (docs/spec.md 5.6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arlon_rt.config import VAEConfig
 
 
 class CausalConv3d(nn.Module):
-    """A 3-D convolution that sees no later frame: all padding in time stands in front; zeros everywhere."""
+    """A 3-D convolution that sees no later frame: in time, all padding comes before the first frame."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int = 1, bias: bool = True) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def frames_from_channels(x: Tensor) -> Tensor:
 
 
 class TemporalVAE(nn.Module):
-    """Frame latents <-> video latents; ``time_stride`` frames a latent. Padding to whole latents is the caller's."""
+    """Frame latents <-> video latents, ``time_stride`` frames each. The caller pads to whole latents."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The latent VQ-VAE: normalised video latents <-> a small grid of codes (spec 2)."""
+"""The latent VQ-VAE: normalised video latents <-> a small grid of codes (docs/spec.md 2)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from arlon_rt.config import VQConfig
 
 COMMITMENT_WEIGHT = 0.25
 DECAY = 0.99
-"""Of the running code statistics, per training step."""
+"""Decay of the running code statistics per training step."""
 DEAD_SHARE = 0.05
-"""A code used less often than this share of the average is dead and takes a vector of the current batch."""
+"""A code that is used less than this share of the average is dead and takes a vector of the current batch."""
 
 
 @dataclass(frozen=True)
 class VQOutput:
-    """What a training pass gives."""
+    """The result of a training pass."""
 
     coarse: Tensor
-    """(batch, latent, frame, height, width), of the latents' own size; gradients reach the encoder straight through."""
+    """(batch, latent, frame, height, width), as large as the latents. Gradients go straight through the codes to the
+    encoder."""
     tokens: Tensor
     """(batch, code_frame, code_height, code_width) int64."""
     loss: Tensor
-    """The weighted commitment loss; the reconstruction loss is the caller's."""
+    """The weighted commitment loss; the caller adds the reconstruction loss."""
 
 
 def stage_strides(config: VQConfig) -> list[tuple[int, int, int]]:
@@ -129,9 +130,9 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Codes that follow the running mean of the vectors they serve; in training, dead ones are seeded from the batch.
+    """Codes that follow the running mean of the vectors that choose them; training seeds dead codes from the batch.
 
-    A new codebook is dead throughout, so that the first training batch seeds all of it.
+    All codes of a new codebook are dead, so the first training batch seeds them.
     """
 
     weight: Tensor
@@ -150,7 +151,7 @@ class Codebook(nn.Module):
             return self.nearest_in_fp32(vectors)
 
     def nearest_in_fp32(self, vectors: Tensor) -> Tensor:
-        """`nearest` where no autocast is about, as in a graph."""
+        """`nearest` without its autocast context, for graphs."""
         codes = self.weight.float()
         distances = codes.square().sum(1) - 2.0 * vectors.float() @ codes.T
         return distances.argmin(dim=1)
@@ -209,12 +210,12 @@ class VQVAE(nn.Module):
         return self.codebook.nearest_in_fp32(vectors.flatten(0, -2)).reshape(vectors.shape[:-1])
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (b, t', h', w') -> coarse latents (b, latent, st·t', sh·h', sw·w'), fp32; cropping is the caller's."""
+        """Tokens (b, t', h', w') -> coarse latents (b, latent, st·t', sh·h', sw·w'), fp32; the caller crops."""
         coarse: Tensor = self.decoder(self.codebook(tokens).movedim(-1, 1))
         return coarse.float()
 
     def forward(self, latents: Tensor) -> VQOutput:
-        """Latents (b, latent, t, h, w) through the codes and back; in training mode the codebook learns, too."""
+        """Latents (b, latent, t, h, w) through the codes and back; in training mode the codebook learns too."""
         vectors = self.vectors(latents)
         flat = vectors.flatten(0, -2)
         if self.training:

@@ -1,7 +1,7 @@
-"""Each exported graph against its torch module: ONNX Runtime on random feeds at two sets of axis sizes.
+"""Compares an exported graph with its torch module: ONNX Runtime runs it on random feeds at two sets of axis sizes.
 
-A graph too large for that within a limit of memory, and every bf16 graph, which no CPU runs, is checked for less; its
-`Agreement` says for what.
+ONNX Runtime runs no bf16 graph on a CPU, and a graph can be too large for the memory limit. These get fewer checks,
+which their `Agreement` names.
 """
 
 from __future__ import annotations
@@ -38,26 +38,25 @@ Array = NDArray[np.generic]
 Outputs = Mapping[str, object]
 
 _DRAWS = {"ar_step": 64}
-"""Runs a size where one says little: of the further ones the drawn token alone is kept, not the caches."""
-
-
-_CHANGED = {"latents_out": "latents"}
-"""Outputs that carry an input along: judged by the difference, or a small step would hide a wrong velocity."""
+"""Graphs that need more than one run at each size: one drawn token says little. Only the first run keeps the caches."""
+_CARRIED_INPUT = {"latents_out": "latents"}
+"""Output -> the input it is a change of. The change is compared, because a small step would hide a wrong velocity."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How close a graph came to its torch module."""
+    """How far a graph is from its torch module, and what was checked."""
 
     errors: Mapping[str, float]
-    """Worst error of each output: relative for floats, share of tokens, mean difference in levels for frames."""
+    """Worst error of each output: relative error of floats, share of tokens that differ, mean difference in levels of
+    frames."""
     unproven: tuple[str, ...] = ()
-    """Outputs that were all zero, or changed nothing, at some sizes: there is nothing to be close to, as with the
-    zero-initialised last layers of an untrained checkpoint."""
+    """Outputs that were all zero, or changed nothing, at some sizes: comparing them proves nothing. The last layers of
+    an untrained checkpoint give such outputs, because they start at zero."""
     executed: bool = True
-    """Whether ONNX Runtime ran the graph; if not, ``errors`` are those of the torch module in the set's precision."""
+    """Whether ONNX Runtime ran the graph. If it did not, ``errors`` are those of the torch module in this precision."""
     not_compared: str = ""
-    """Why nothing was computed at all; empty: it was."""
+    """Why nothing was compared; empty if it was."""
 
     def __str__(self) -> str:
         if self.not_compared:
@@ -70,7 +69,7 @@ class Agreement:
 
     @property
     def summary(self) -> str:
-        """For the manifest: what was done, without figures that differ from machine to machine."""
+        """What was checked, for the manifest: without the errors, which differ between machines."""
         if self.not_compared:
             return f"not compared: {self.not_compared}; onnx.checker, finite weights"
         if not self.executed:
@@ -82,7 +81,7 @@ class Agreement:
 def check_within(
     limit: int, bundle: Bundle, spec: GraphSpec, network: Network, names: Collection[str], precision: str
 ) -> Agreement:
-    """`check_graph`, where comparing takes at most ``limit`` bytes of memory; ``names`` are the graph's weights."""
+    """`check_graph` if that takes at most ``limit`` bytes of memory; ``names`` are the weights that the graph reads."""
     needed = comparison_bytes(network, names, precision) + feed_bytes(bundle.model, spec)
     if needed > limit:
         reason = f"comparing needs {needed / 2**30:.1f} GiB of memory, {limit / 2**30:.1f} GiB are allowed"
@@ -91,10 +90,10 @@ def check_within(
 
 
 def comparison_bytes(network: Network, names: Collection[str], precision: str) -> int:
-    """Anonymous memory that comparing one graph takes, activations aside.
+    """Anonymous memory that comparing one graph takes, without activations, in bytes.
 
-    Weights that their file holds in fp32 stay mapped in torch. ONNX Runtime widens or re-orders every weight once and
-    holds both for a moment; a half-precision set has its torch module beside the fp32 one.
+    Torch maps weights whose file holds them in fp32. ONNX Runtime widens or re-orders every weight and holds both
+    copies for a moment. For a half-precision set the module in that type is in memory beside the fp32 one.
     """
     total = 0
     for name in names:
@@ -107,9 +106,10 @@ def comparison_bytes(network: Network, names: Collection[str], precision: str) -
 
 
 def feed_bytes(model: ModelConfig, spec: GraphSpec) -> int:
-    """Memory that a graph's inputs and outputs take while they are compared: caches are large where weights are not.
+    """Memory that a graph's inputs and outputs take while they are compared, in bytes.
 
-    One feed, what three runs made of it and their differences in float64 are there at a time.
+    This counts one feed, the outputs of three runs and their differences in float64. Caches can take more memory than
+    weights do.
     """
     sizes = check_sizes(model, spec)[1]
     inputs, outputs = (sum(4 * math.prod(shape(t, sizes)) for t in tensors) for tensors in (spec.inputs, spec.outputs))
@@ -119,12 +119,12 @@ def feed_bytes(model: ModelConfig, spec: GraphSpec) -> int:
 def check_graph(bundle: Bundle, spec: GraphSpec, network: nn.Module, precision: str) -> Agreement:
     """Compare one graph of ``bundle`` with ``network`` (fp32) at two sets of axis sizes.
 
-    ONNX Runtime computes fp16 graphs in fp32 where its CPU has no fp16 kernel, so for that set the torch module in fp16
-    is compared, too: it rounds after each operator, as a GPU does. A bf16 graph does not run on a CPU at all; there the
-    torch module in bf16 is all that is compared.
+    Where ONNX Runtime has no fp16 kernel for the CPU, it computes in fp32. So the torch module in fp16 is compared too:
+    it rounds after each operator, as a GPU does. No CPU runs a bf16 graph; for it only the torch module in bf16 is
+    compared.
 
     Raises:
-        ExportError: an output is further off than precision.py allows; the message names it, the sizes and the error.
+        ExportError: an output's error is larger than precision.py allows; the message has the output, sizes and error.
     """
     exact = GraphModule(spec, network).eval()
     runs: list[Callable[[Feed], Outputs]] = []
@@ -142,11 +142,13 @@ def check_graph(bundle: Bundle, spec: GraphSpec, network: nn.Module, precision: 
             feed_of = partial(_feed, bundle.model, spec, sizes, precision)
             feed = feed_of(0)
             expected = _draws(spec, feed_of, lambda feed: run_module(exact, spec, feed))
-            made = {t.name: contribution(t, feed, expected) for t in spec.outputs}
-            unproven += [t.name for t in spec.outputs if t.dtype != "int64" and not made[t.name].any()]
+            reference = {t.name: contribution(t, feed, expected) for t in spec.outputs}
+            unproven += [t.name for t in spec.outputs if t.dtype != "int64" and not reference[t.name].any()]
             for run in runs:
                 outputs = _draws(spec, feed_of, run)
-                errors = {t.name: output_error(t, contribution(t, feed, outputs), made[t.name]) for t in spec.outputs}
+                errors = {
+                    t.name: output_error(t, contribution(t, feed, outputs), reference[t.name]) for t in spec.outputs
+                }
                 _require(spec, precision, sizes, errors)
                 worst = {name: max(error, worst.get(name, 0.0)) for name, error in errors.items()}
     finally:
@@ -156,7 +158,7 @@ def check_graph(bundle: Bundle, spec: GraphSpec, network: nn.Module, precision: 
 
 
 def relative_error(actual: Array, expected: Array) -> float:
-    """‖a−b‖/‖b‖ over all values, in float64; infinite where shapes differ or a value is not finite."""
+    """‖actual−expected‖/‖expected‖ in float64; infinite if shapes differ or a value is not finite."""
     if actual.shape != expected.shape:
         return float("inf")
     a, b = actual.astype(np.float64), expected.astype(np.float64)
@@ -165,7 +167,7 @@ def relative_error(actual: Array, expected: Array) -> float:
 
 
 def _feed(c: ModelConfig, spec: GraphSpec, sizes: Sizes, precision: str, seed: int) -> Feed:
-    """Inputs of one run. For bf16, which numpy lacks, they are float32 of values that bf16 holds."""
+    """The inputs of one run. numpy has no bf16: for that set they are float32 arrays of values that bf16 holds."""
     feed = random_feed(c, spec, sizes, half=False, seed=seed)
     if precision == "bf16":
         for tensor in spec.inputs:
@@ -175,7 +177,7 @@ def _feed(c: ModelConfig, spec: GraphSpec, sizes: Sizes, precision: str, seed: i
 
 
 def _draws(spec: GraphSpec, feed_of: Callable[[int], Feed], run: Callable[[Feed], Outputs]) -> list[Outputs]:
-    """Outputs of the first run, and the drawn tokens of the others; feeds are made one at a time."""
+    """The outputs of the first run, and the drawn tokens of the others; one feed is in memory at a time."""
     tokens = {t.name for t in spec.outputs if t.dtype == "int64"}
     kept: list[Outputs] = [run(feed_of(0))]
     for seed in range(1, _DRAWS.get(spec.name, 1)):
@@ -185,9 +187,9 @@ def _draws(spec: GraphSpec, feed_of: Callable[[int], Feed], run: Callable[[Feed]
 
 
 def contribution(tensor: TensorSpec, feed: Feed, runs: Sequence[Outputs]) -> Array:
-    """What the network itself contributed to an output, all runs together; ``feed`` is the first run's."""
+    """An output of all runs, or its change where it carries an input; ``feed`` is that of the first run."""
     values = np.stack([np.asarray(outputs[tensor.name]) for outputs in runs if tensor.name in outputs])
-    carried = tensor.alias or _CHANGED.get(tensor.name)
+    carried = tensor.alias or _CARRIED_INPUT.get(tensor.name)
     if carried is None:
         return values
     before = feed[carried].astype(values.dtype).astype(np.float64)
@@ -196,9 +198,9 @@ def contribution(tensor: TensorSpec, feed: Feed, runs: Sequence[Outputs]) -> Arr
 
 
 def output_error(tensor: TensorSpec, a: Array, b: Array) -> float:
-    """How far a found `contribution` ``a`` is from the expected one ``b``, in the measure of its dtype.
+    """The error of `contribution` ``a`` against the expected ``b``: a share, levels or a relative error, by its dtype.
 
-    A cache is judged by what the run wrote, and slots it must leave alone have to be left alone exactly.
+    For a cache this is the error of the slots that the run wrote; it is infinite if another slot changed.
     """
     if tensor.dtype == "int64":
         return float(np.mean(a != b))
@@ -220,6 +222,6 @@ def _require(spec: GraphSpec, precision: str, sizes: Sizes, errors: Mapping[str,
 
 
 def tolerance(tensor: TensorSpec, precision: str) -> float:
-    """The largest `output_error` of this output in this precision set."""
+    """The largest `output_error` that this output may have in this precision set."""
     table = {"int64": TOKEN_TOLERANCE, "uint8": LEVEL_TOLERANCE}.get(tensor.dtype, FLOAT_TOLERANCE)
     return table[precision]

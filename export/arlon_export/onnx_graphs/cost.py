@@ -1,4 +1,4 @@
-"""What one run of a graph costs: floating-point operations counted node by node on the graph that ships."""
+"""What one run of a graph costs: floating-point operations, counted node by node, and bytes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int64": 8, "bool": 1,
 def graph_flops(model: ir.Model, sizes: Mapping[str, int]) -> int:
     """Floating-point operations of matrix products, convolutions and attention at these axis sizes.
 
-    One multiply-add counts 2. Attention counts the whole key axis, cache slots behind the mask included.
+    A multiply-add counts as 2. Attention counts every key, masked cache slots included.
     """
     return sum(_node_flops(node, sizes) for node in model.graph)
 
 
 def graph_bytes(model: ir.Model, spec: GraphSpec, sizes: Sizes, *, precision: str) -> int:
-    """Bytes one run must move at least: all weights once, all inputs, all outputs that are not written in place."""
+    """Bytes that one run moves at least: all weights, all inputs, and the outputs that are not written in place."""
     weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     tensors = [*spec.inputs, *(t for t in spec.outputs if t.alias is None)]
     dtypes = [dtype for _, dtype, _ in signature(tensors, precision)]
@@ -41,7 +41,7 @@ def _node_flops(node: ir.Node, sizes: Mapping[str, int]) -> int:
         query, key, value = (_shape(node, node.inputs[i], sizes) for i in range(3))
         return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     if node.op_type in ("ConvTranspose", "Einsum"):
-        raise ExportError(f"{node.name} is a {node.op_type}, whose operations cost.py does not count yet")
+        raise ExportError(f"{node.name} is a {node.op_type}; cost.py does not count its operations yet")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Example inputs of a graph: axis sizes to trace and to check with, and random values that mean something."""
+"""Example inputs of a graph: axis sizes for tracing and for checks, and random values within each input's range."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LARGER: dict[str, int] = {
     "batch": 2, "prompt": 7, "length": 3, "code_frame": 3, "code_height": 2, "code_width": 3,
     "frame": 6, "latent_height": 5, "latent_width": 8, "chunk": 5, "out_frame": 11, "in_frame": 9,
 }
-"""Sizes of the free axes while tracing: at least 2 (1 would be taken for a constant), small, odd ones among them."""
+"""Sizes of the free axes while tracing. They are at least 2, because the tracer takes 1 for a constant."""
 
 
 def derived_sizes(c: ModelConfig, free: Sizes) -> dict[str, int]:
-    """All axes, those that follow from others included."""
+    """The sizes of all axes: the free ones, and those that follow from them."""
     sizes = dict(free)
     if c.vq:
         for axis, stride in zip(("frame", "height", "width"), c.vq.stride, strict=True):
@@ -39,12 +39,12 @@ def derived_sizes(c: ModelConfig, free: Sizes) -> dict[str, int]:
 
 
 def trace_sizes(c: ModelConfig, spec: GraphSpec) -> dict[str, int]:
-    """Sizes to trace with; may exceed an axis' maximum where that is 1."""
+    """The sizes for tracing. They are 2 even where an axis has the maximum 1."""
     return derived_sizes(c, {a.name: max(2, min(_LARGER[a.name], a.max)) for a in spec.axes if a.name in _LARGER})
 
 
 def check_sizes(c: ModelConfig, spec: GraphSpec) -> tuple[dict[str, int], dict[str, int]]:
-    """Two sets of sizes to check with: every axis at its minimum, and near twice the traced sizes."""
+    """Two sets of sizes for checks: every axis at its minimum, and at about twice its traced size."""
     def larger(axis: Axis) -> int:
         return min(2 * _LARGER[axis.name] - axis.min, axis.max)
 
@@ -53,7 +53,7 @@ def check_sizes(c: ModelConfig, spec: GraphSpec) -> tuple[dict[str, int], dict[s
 
 
 def opt_sizes(c: ModelConfig, spec: GraphSpec) -> dict[str, int]:
-    """The sizes the manifest's FLOPs and bytes are stated for."""
+    """The sizes for which the manifest states FLOPs and bytes."""
     return {a.name: a.opt for a in spec.axes}
 
 
@@ -63,7 +63,7 @@ def shape(tensor: TensorSpec, sizes: Sizes) -> tuple[int, ...]:
 
 
 def random_feed(c: ModelConfig, spec: GraphSpec, sizes: Sizes, *, half: bool, seed: int) -> Feed:
-    """Random inputs in range: ids within vocabularies, writes within caches, masks mostly True."""
+    """Random inputs within their ranges: ids in the vocabulary, writes inside the caches, masks mostly True."""
     rng = np.random.default_rng(seed)
     values = _values(c, spec, sizes)
     feed: Feed = {}
@@ -81,7 +81,7 @@ def random_feed(c: ModelConfig, spec: GraphSpec, sizes: Sizes, *, half: bool, se
 
 
 def numpy_dtype(tensor: TensorSpec, half: bool) -> str:
-    """The dtype of a tensor in a precision set; ``"float"`` is the set's own."""
+    """The tensor's numpy dtype; ``"float"`` is float16 if ``half``, else float32."""
     if tensor.dtype == "float":
         return "float16" if half else "float32"
     return tensor.dtype
@@ -90,7 +90,7 @@ def numpy_dtype(tensor: TensorSpec, half: bool) -> str:
 def _values(
     c: ModelConfig, spec: GraphSpec, sizes: Sizes
 ) -> dict[str, Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.generic]]]:
-    """How inputs that are no plain noise are drawn."""
+    """How each input is drawn that is not normal noise or a random mask."""
     def integers(low: int, high: int) -> Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.generic]]:
         return lambda rng, size: rng.integers(low, high, size)
 
@@ -112,7 +112,7 @@ def _values(
         draws["top_k"] = integers(1, c.ar.max_top_k + 1)
         draws["grid"] = lambda rng, size: rng.integers(0, np.array(c.ar.grid), size) if c.ar else np.zeros(size)
     if spec.name == "dit":
-        # The first frame moves by its velocity alone, so that even a single frame shows a wrong one.
+        # The first frame is always generated and never re-noised, so a single frame shows a wrong velocity too.
         draws["frame_mask"] = lambda rng, size: (rng.random(size) < 0.7) | (np.arange(*size) == 0)
         draws["noise_mask"] = lambda rng, size: (rng.random(size) < 0.3) & (np.arange(*size) != 0)
     if spec.name == "vae_decoder":

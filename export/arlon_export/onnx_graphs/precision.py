@@ -1,8 +1,8 @@
-"""Precision sets: the module a set is traced from, what a half-precision set keeps in fp32, how close a graph must be.
+"""Precision sets: the module that a set is traced from, what half precision keeps in fp32, and the allowed errors.
 
-The fp16 and bf16 sets are the same module in that type, traced again. That is sturdier than rewriting the fp32 graph:
-the module's own ``.float()`` calls say where half precision would fail, and a strongly typed engine sees exactly those
-casts.
+The fp16 and bf16 sets are traced from the module in that type. The module's own ``.float()`` calls say where half
+precision would fail, and a strongly typed engine sees exactly these casts. To rewrite the fp32 graph would be less
+sturdy.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from arlon_export.errors import ExportError
 TORCH_DTYPE: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PRECISIONS = tuple(TORCH_DTYPE)
 RUNS_ON_CPU = ("fp32", "fp16")
-"""Sets that ONNX Runtime runs on a CPU; it has no bf16 kernels there."""
+"""The sets that ONNX Runtime runs on a CPU; it has no bf16 kernels for one."""
 
 _MOVES = frozenset({
     "Cast", "Concat", "Expand", "Gather", "GatherND", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze",
     "Transpose", "Unsqueeze",
 })
-"""Operators that move values without computing with them."""
+"""Operators that move values and compute nothing."""
 
 
 @dataclass(frozen=True)
 class _Reason:
-    """Why something stays in fp32: fp16 has 11 bits and ends at 65504, bf16 has 8 bits and fp32's range."""
+    """Why an operator stays in fp32: fp16 has 11 bits and ends at 65504; bf16 has 8 bits and the range of fp32."""
 
     fp16: str
     bf16: str
@@ -87,31 +87,31 @@ _KEPT: Mapping[str, Mapping[str, tuple[_Reason, ...]]] = {
     "vq_encoder": dict.fromkeys(("Mul", "ReduceSum", "Sub", "MatMul", "Gemm", "Pow"), (_NEAREST,)),
     "vae_encoder": {"Div": (_NORMALISATION, _LEVELS), "Sub": (_NORMALISATION, _LEVELS)},
 }
-"""graph -> operator type -> why some nodes of that type stay in fp32 in a half-precision set. Nothing else may."""
+"""graph -> operator type -> why some nodes of this type stay in fp32 in a half-precision set. No other node may."""
 
 FLOAT_TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Relative error ‖a−b‖/‖b‖ of an output against the fp32 torch module.
 
-fp32: the order of sums differs, nothing else. fp16: weights and activations have 11 bits (5e-4), over tens of layers;
-bf16: 8 bits (4e-3).
+In fp32 only the order of sums differs. In fp16 weights and activations have 11 bits (5e-4) through tens of layers, in
+bf16 they have 8 bits (4e-3).
 """
 LEVEL_TOLERANCE: Mapping[str, float] = {"fp32": 0.01, "fp16": 1.0, "bf16": 4.0}
-"""Mean difference in levels of 0..255, for uint8 frames: a value near a half rounds either way; half precision adds its
-error."""
+"""Mean difference of uint8 frames, in levels of 0..255. A value near a half may round either way, and half precision
+adds its error."""
 TOKEN_TOLERANCE: Mapping[str, float] = {"fp32": 0.0, "fp16": 0.25, "bf16": 0.5}
-"""Share of drawn tokens that may differ: rounded logits (1e-3 in fp16, 1e-2 in bf16) move the borders between tokens;
-measured in fp16: 0.04 to 0.08."""
+"""Share of drawn tokens that may differ. Rounded logits (1e-3 in fp16, 1e-2 in bf16) move the borders between tokens;
+0.04 to 0.08 were measured in fp16."""
 
 
 def network_for(network: nn.Module, precision: str) -> nn.Module:
-    """The module to trace for a precision set; the fp32 one is the module itself."""
+    """The module from which a precision set is traced; for fp32 it is ``network`` itself."""
     if precision == "fp32":
         return network
 
     def rounded(_: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        if tensor.numel() > 1 and not any(tensor.stride()):  # stands for a weight that is not read: no memory, here too
+        if tensor.numel() > 1 and not any(tensor.stride()):  # expanded zeros stand for a weight that is not read
             return tensor.detach().as_strided((), ()).to(TORCH_DTYPE[precision]).expand(tensor.shape)
         return tensor.to(TORCH_DTYPE[precision])
 
@@ -119,10 +119,10 @@ def network_for(network: nn.Module, precision: str) -> nn.Module:
 
 
 def kept_fp32(graph: str, model: ir.Model, precision: str) -> dict[str, str]:
-    """Operator types that compute in float32 in a half-precision graph, each with its reason; none in fp32.
+    """Operator types that compute in float32 in a half-precision graph, each with its reason; empty for the fp32 set.
 
     Raises:
-        ExportError: an operator does so without a reason.
+        ExportError: an operator computes in float32 without a reason.
     """
     if precision == "fp32":
         return {}

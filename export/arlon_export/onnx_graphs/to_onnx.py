@@ -1,4 +1,4 @@
-"""One torch module, one `GraphSpec`, one ONNX graph at opset 24, with the names of graphs.py and of the state dict."""
+"""Traces a module to an ONNX graph at opset 24, with the tensor names of graphs.py and the weight names of PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
-from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype, to_torch_dtype
+from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 from onnxscript.optimizer import fold_constants_ir
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,25 +23,30 @@ from arlon_export.onnx_graphs.feeds import random_feed, trace_sizes
 from arlon_export.onnx_graphs.precision import TORCH_DTYPE
 from arlon_export.onnx_graphs.wrappers import NAMED, PREFIX, GraphModule
 from arlon_rt.config import ModelConfig
-from arlon_rt.graphs import GraphSpec, TensorSpec
+from arlon_rt.graphs import GraphSpec, StatedTensor, TensorSpec, differences
 
 OPSET = 24
 TRACE_SEED = 0
+TYPES = {
+    ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.INT64: "int64", ir.DataType.BOOL: "bool", ir.DataType.UINT8: "uint8",
+}
+"""ONNX's element types -> the dtypes of graphs.py."""
 
 
 def export_graph(
     c: ModelConfig, spec: GraphSpec, network: nn.Module, *, precision: str, tensors: StateDict | None = None
 ) -> ir.Model:
-    """Trace one graph of ``network`` and clean it up.
+    """Trace one graph of ``network`` and simplify it.
 
-    The result has no weights folded or renamed, no metadata, and inner shapes written in terms of the axis names.
+    No weight of the result is folded or renamed, and it has no metadata. Inner shapes are in terms of the axis names.
 
     Args:
-        network: in the float type of ``precision``, which is that of the inputs and outputs of dtype "float", too.
-        tensors: what its weights are read from when they are needed, where ``network`` is on the meta device.
+        network: its floats have the type of ``precision``, as the inputs and outputs of dtype "float" do.
+        tensors: if ``network`` is on the meta device, the tensors from which its weights are read when needed.
 
     Raises:
-        ExportError: an input is unused, or an output does not end as the contract asks.
+        ExportError: an input is unused, or an output does not have the contract's name or type.
     """
     model = _trace(c, spec, network, precision)
     weights = _name_weights(model)
@@ -56,13 +61,13 @@ def export_graph(
 
 
 def weight_names(model: ir.Model, network: nn.Module) -> set[str]:
-    """Initialisers that are weights of ``network``: its state dict, and buffers it makes itself."""
+    """The initialisers that are weights of ``network``: its parameters and its buffers."""
     own = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
     return own & set(model.graph.initializers)
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
-    """The protobuf as it ships: of the inner tensors only the named ones keep their shapes on record."""
+    """The protobuf that ships. Of the inner tensors only those of `NAMED` keep their recorded shapes."""
     proto = ir.to_proto(model)
     kept = [v for v in proto.graph.value_info if v.name in NAMED.values()]
     del proto.graph.value_info[:]
@@ -81,10 +86,10 @@ def _trace(c: ModelConfig, spec: GraphSpec, network: nn.Module, precision: str) 
     log = logging.getLogger("torch.onnx")
     level = log.level
     try:
-        log.setLevel(logging.ERROR)  # it reports each export that torchvision is not installed
-        # Of tensors without memory torch traces fake ones as real ones; on the meta device it adds copies.
+        log.setLevel(logging.ERROR)  # at each export it reports that torchvision is not installed
+        # torch traces fake tensors as it traces real ones; for tensors on the meta device it would add copies.
         with FakeTensorMode() if weightless else contextlib.nullcontext(), warnings.catch_warnings():
-            # torch 2.13: an axis that several inputs share is reported as a name not used; and its own deprecations
+            # torch 2.13 reports an axis that several inputs share as an unused name, and its own deprecations.
             warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -114,8 +119,8 @@ def _named(spec: GraphSpec) -> list[str]:
 def _dynamic_shapes(spec: GraphSpec) -> tuple[dict[int, object], ...]:
     """torch.export's dynamic dimensions of every input.
 
-    ``patches``, a product of two rounded halves, is left to the tracer to recognise. Upper bounds are left open: the
-    graph works at any size, and graphs.py holds the range an engine is built for.
+    ``patches`` is a product of two rounded halves; the tracer finds this out. No upper bounds are set: the graph works
+    at any size, and graphs.py holds the range for which an engine is built.
     """
     dims: dict[str, object] = {a.name: Dim(a.name, min=a.min) for a in spec.axes}
     dims["patches"] = Dim.DYNAMIC
@@ -123,7 +128,7 @@ def _dynamic_shapes(spec: GraphSpec) -> tuple[dict[int, object], ...]:
 
 
 def _name_weights(model: ir.Model) -> set[str]:
-    """Give initialisers the state-dict names back, and mark them; another value of that name makes room."""
+    """Rename weights as the state dict does and return their names. Another value with such a name is renamed."""
     graph = model.graph
     taken = {v.name: v for node in graph for v in node.outputs if v.name}
     weights = set()
@@ -140,7 +145,7 @@ def _name_weights(model: ir.Model) -> set[str]:
 
 
 def _read_when_needed(value: ir.Value, stored: StoredTensor) -> None:
-    """Give a weight traced on the meta device its values; constant folding reads the smallest ones."""
+    """Let a weight that was traced on the meta device load its values on demand; constant folding reads small ones."""
     dtype = value.dtype
     assert dtype is not None
 
@@ -151,7 +156,7 @@ def _read_when_needed(value: ir.Value, stored: StoredTensor) -> None:
 
 
 def _simplify(model: ir.Model, weights: set[str]) -> None:
-    """Fold and merge everything but the weights, so that these stay as the state dict has them."""
+    """Fold and merge all constants except the weights, which stay as the state dict has them."""
     def should_fold(node: ir.Node) -> bool | None:
         return False if any(v is not None and v.name in weights for v in node.inputs) else None
 
@@ -175,9 +180,9 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def _drop_zero_biases(model: ir.Model) -> None:
-    """Take away the constant zeros that stand in for a missing bias.
+    """Remove the constant zeros that the exporter adds for a missing bias.
 
-    onnxscript 0.7.2 gives them the shape (channels, 2) on 3-D convolutions, which ONNX Runtime lets pass.
+    onnxscript 0.7.2 gives them the shape (channels, 2) on 3-D convolutions, which ONNX Runtime does not reject.
     """
     for node in model.graph:
         if node.op_type == "Conv" and len(node.inputs) == 3:
@@ -187,7 +192,7 @@ def _drop_zero_biases(model: ir.Model) -> None:
 
 
 def _drop_whole_slices(model: ir.Model) -> None:
-    """Take away slices from 0 to the end in steps of 1, which indexing with None and ... leaves behind."""
+    """Remove slices from 0 to the end in steps of 1; indexing with None and ... produces them."""
     for node in model.graph:
         if node.op_type != "Slice" or len(node.inputs) != 5:
             continue
@@ -213,24 +218,29 @@ def _merge_constants(model: ir.Model, weights: set[str]) -> None:
 
 
 def _take_named_from_outputs(model: ir.Model, spec: GraphSpec) -> None:
-    """The named float tensor was an output while tracing; from here on it is an inner value with that name."""
+    """Turn the `NAMED` tensor, which was an output for the trace, into an inner value with that name."""
     for name in _named(spec):
         value = model.graph.outputs.pop()
         if value.name != name or not value.uses():
-            raise ExportError(f"{spec.name}: the tensor {name!r} does not lie on the way to the outputs")
+            raise ExportError(f"{spec.name}: no output depends on the tensor {name!r}")
 
 
 def _sign(model: ir.Model, spec: GraphSpec, precision: str) -> None:
-    """Compare names and dtypes with the contract and write its axis names on inputs and outputs."""
+    """Compare inputs and outputs with the contract, and write its axis names on them."""
     graph = model.graph
     graph.name = spec.name
     model.producer_name, model.producer_version = "arlon-rt", ""
+    inputs, outputs = [_stated(v) for v in graph.inputs], [_stated(v) for v in graph.outputs]
+    if found := differences(spec, precision, inputs, outputs, stated_by="graph"):
+        raise ExportError(f"{spec.name}: {found[0]}")
     for value, tensor in zip((*graph.inputs, *graph.outputs), (*spec.inputs, *spec.outputs), strict=True):
-        dtype = TORCH_DTYPE[precision] if tensor.dtype == "float" else getattr(torch, tensor.dtype)
-        wanted = from_torch_dtype(dtype)
-        if value.name != tensor.name or value.dtype != wanted:
-            raise ExportError(f"{spec.name}: {value.name} is {value.dtype}; the contract has {tensor.name} {wanted}")
         value.shape = ir.Shape(tensor.axes)
+
+
+def _stated(value: ir.Value) -> StatedTensor:
+    sizes = value.shape or ()
+    dtype = TYPES.get(value.dtype, value.dtype.name) if value.dtype else "untyped"
+    return value.name or "", dtype, tuple(size if isinstance(size, int) else size.value for size in sizes)
 
 
 def _check(model: ir.Model, spec: GraphSpec) -> None:

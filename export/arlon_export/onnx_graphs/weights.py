@@ -1,4 +1,4 @@
-"""The external data file of one network, shared by its graphs and precision sets: equal tensors are stored once."""
+"""The external data file of one network, shared by its graphs and precision sets. Equal tensors are stored once."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from arlon_export.checkpoints.state_dict import StateDict, StoredTensor
 from arlon_rt.errors import BundleError
 
 PAGE_BYTES = 4096
-"""Large tensors start at a page, so that they can be mapped into memory as they lie."""
+"""Large tensors start at a multiple of this, so that they can be mapped into memory."""
 LARGE_BYTES = 1 << 16
 SMALL_ALIGNMENT = 64
 INLINE_BYTES = 256
-"""Smaller tensors stay inside the .onnx file: a reference to the data file would take as much."""
+"""Smaller tensors stay inside the .onnx file, where a reference to the data file would take as much space."""
 CHUNK_VALUES = 1 << 22
-"""Values of a tensor in memory at a time."""
+"""Number of a tensor's values that are in memory at a time."""
 FP16_OVERFLOW = 65520.0
-"""From here on fp16 rounds to infinity."""
+"""The smallest magnitude that fp16 rounds to infinity."""
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 FLOATS = {ir.DataType.FLOAT: "float32", ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
 
 
 @dataclass(frozen=True)
 class _Values:
-    """What a pass over a tensor found."""
+    """Facts about a tensor's values."""
 
     half: ir.DataType | None
-    """The 16-bit type that holds every value exactly, fp16 before bf16; ``None``: neither does."""
+    """The 16-bit type that holds every value exactly, fp16 before bf16; ``None`` if neither does."""
     largest: float
-    """Largest magnitude."""
+    """The largest magnitude."""
 
 
 class WeightFile:
-    """Appends tensors to a data file, each read when its turn comes; use as a context manager."""
+    """Appends tensors to a data file and reads them one by one; use it as a context manager."""
 
     def __init__(
         self, path: Path, tensors: StateDict, what: str, on_read: Callable[[int], None] = lambda count: None
     ) -> None:
-        """``tensors`` of the network ``what``, by name; ``on_read`` hears of bytes read, of each tensor once."""
+        """Open ``path`` for the ``tensors`` of the network ``what``; ``on_read`` gets each tensor's bytes once."""
         self._path = path
         self._tensors = tensors
         self._what = what
@@ -67,16 +67,16 @@ class WeightFile:
         with self._file:
             if error is None:
                 self._file.flush()
-                os.fsync(self._file.fileno())  # a later run trusts what it finds
+                os.fsync(self._file.fileno())  # a later export trusts the file
 
     def externalise(self, model: ir.Model) -> None:
         """Move the tensors of ``model`` into the file.
 
-        A weight that fp16 or bf16 holds exactly is stored in that type for all precision sets, under its own name, and
-        read through a Cast where a set has another, which ONNX Runtime folds when the session opens.
+        A weight that fp16 or bf16 holds exactly is stored in that type, under its own name, for all precision sets. A
+        set of another type reads it through a Cast, which ONNX Runtime folds when the session opens.
 
         Raises:
-            BundleError: a weight has values that are not finite, or too large for fp16 in that set; it is named.
+            BundleError: a weight has a value that is not finite, or is too large for the fp16 set.
         """
         casts = []
         for name, value in list(model.graph.initializers.items()):
@@ -93,25 +93,26 @@ class WeightFile:
                 value.const_value = self._external(name, tensor.dtype, tensor.shape.numpy(), place)
         model.graph.insert_before(model.graph[0], casts)
 
-    def _weight(self, stored: StoredTensor, wanted: ir.DataType) -> ir.TensorProtocol:
-        """``stored`` as a set with floats of type ``wanted`` reads it: whole, or its place in the data file."""
+    def _weight(self, stored: StoredTensor, dtype: ir.DataType) -> ir.TensorProtocol:
+        """``stored`` for a set of type ``dtype``: its values if it is small, else its place in the data file."""
         values = self._look_at(stored)
-        if wanted == ir.DataType.FLOAT16 and values.largest >= FP16_OVERFLOW:
+        if dtype == ir.DataType.FLOAT16 and values.largest >= FP16_OVERFLOW:
             raise BundleError(
                 f"{self._what}: {stored.name} has values up to {values.largest:.4g}, beyond fp16's largest, 65504; "
                 "leave fp16 out, e.g. --precision fp32,bf16"
             )
         count = math.prod(stored.shape)
-        if count * wanted.itemsize < INLINE_BYTES:
-            return TorchTensor(stored.load().to(to_torch_dtype(wanted)).contiguous(), name=stored.name)
-        kept = wanted if values.half is None else values.half
-        if (stored.name, kept) not in self._weights:
-            dtype, size = to_torch_dtype(kept), int(count * kept.itemsize)
-            self._weights[stored.name, kept] = self._append(size, (_content(c.to(dtype)) for c in _chunks(stored)))
-        return self._external(stored.name, kept, stored.shape, self._weights[stored.name, kept])
+        if count * dtype.itemsize < INLINE_BYTES:
+            return TorchTensor(stored.load().to(to_torch_dtype(dtype)).contiguous(), name=stored.name)
+        stored_dtype = dtype if values.half is None else values.half
+        key = stored.name, stored_dtype
+        if key not in self._weights:
+            torch_dtype, size = to_torch_dtype(stored_dtype), int(count * stored_dtype.itemsize)
+            self._weights[key] = self._append(size, (_content(c.to(torch_dtype)) for c in _chunks(stored)))
+        return self._external(stored.name, stored_dtype, stored.shape, self._weights[key])
 
     def _look_at(self, stored: StoredTensor) -> _Values:
-        """Read a weight once, to see that it is finite and which half-precision type would do."""
+        """Facts about a weight's values, read once: it must be finite, and a 16-bit type may hold it exactly."""
         if stored.name not in self._values:
             exact, largest = dict.fromkeys(HALVES, True), 0.0
             for chunk in _chunks(stored):
@@ -126,7 +127,7 @@ class WeightFile:
         return self._values[stored.name]
 
     def _append(self, size: int, pieces: Iterable[memoryview | bytes]) -> tuple[int, int]:
-        """The (offset, length) of a tensor of ``size`` bytes: at the end, or where the same content lies already."""
+        """The (offset, length) of a tensor of ``size`` bytes; an earlier tensor with the same content is shared."""
         end = self._file.tell()
         self._file.write(bytes(-end % (PAGE_BYTES if size >= LARGE_BYTES else SMALL_ALIGNMENT)))
         start, digest = self._file.tell(), hashlib.sha256()
@@ -148,7 +149,7 @@ class WeightFile:
 
 
 def _chunks(stored: StoredTensor) -> Iterator[Tensor]:
-    """Its values in order, flat; those of a file are mapped, and pages already read can be given back."""
+    """The tensor's values in order, flat. A file's values are mapped, so the system can drop pages that were read."""
     values = stored.load().flatten()
     for start in range(0, len(values), CHUNK_VALUES):
         yield values[start : start + CHUNK_VALUES]
@@ -166,12 +167,12 @@ def _not_finite(stored: StoredTensor) -> str:
     return f"{stored.name} is {values[first].item()} at {list(first)}{others}; finite numbers are expected"
 
 
-def _read_through_cast(value: ir.Value, wanted: ir.DataType) -> ir.Node:
-    """The node Cast(value) -> ``wanted``, which everything that used ``value`` now reads."""
-    cast = ir.node("Cast", [value], attributes={"to": int(wanted)}, name=f"{value.name}.cast")
-    read = cast.outputs[0]
-    read.name, read.dtype, read.shape = f"{value.name}.{FLOATS[wanted]}", wanted, value.shape
+def _read_through_cast(value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    """A node that casts ``value`` to ``dtype``; every node that read ``value`` now reads its output."""
+    cast = ir.node("Cast", [value], attributes={"to": int(dtype)}, name=f"{value.name}.cast")
+    output = cast.outputs[0]
+    output.name, output.dtype, output.shape = f"{value.name}.{FLOATS[dtype]}", dtype, value.shape
     for use in tuple(value.uses()):
         if use.node is not cast:
-            use.node.replace_input_with(use.idx, read)
+            use.node.replace_input_with(use.idx, output)
     return cast

@@ -1,4 +1,4 @@
-"""Each graph of the contract as a torch module: its inputs and outputs are the graph's, in graphs.py's order."""
+"""Each graph of the contract as a torch module, whose inputs and outputs stand in the order of graphs.py."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from arlon_export.modules.vae import frames_to_pixels, pixels_to_frames
 from arlon_rt.graphs import GraphSpec
 
 NAMED: dict[str, str] = {"vae_decoder": "pixels", "vae_encoder": "pixels"}
-"""A float tensor inside a graph that keeps its name in the .onnx file (graphs.py says what it holds)."""
+"""Graph -> a float tensor inside it that keeps its name in the .onnx file; graphs.py says what it holds."""
 
 PREFIX = "network."
-"""What `GraphModule` puts before the state-dict keys of the network it wraps."""
+"""The prefix of the state-dict keys of the network that a `GraphModule` wraps."""
 
 
 def _vae_decoder(network: Any, latents: Tensor, frame_index: Tensor) -> Sequence[Tensor]:
@@ -48,7 +48,7 @@ _CALLS: dict[str, Callable[..., Sequence[Tensor]]] = {
 
 
 class GraphModule(nn.Module):
-    """One graph of ``network``: inputs of the spec -> outputs of the spec, then the `NAMED` tensor if there is one."""
+    """One graph of ``network``: inputs of the spec -> outputs of the spec, then the `NAMED` tensor if it has one."""
 
     def __init__(self, spec: GraphSpec, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Recorded cases, the results of comparing them, and the families they belong to."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from arlon_rt.errors import BundleError
 
 Array = NDArray[Any]
 Cases = dict[str, dict[str, Array]]
+"""Case -> field -> array."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One comparison."""
+    """One comparison of an output with its recorded value."""
 
     case: str
-    """Family and number, e.g. ``stdit3_a 1``."""
+    """The family's name and the case's, e.g. ``stdit3_a 1``."""
     what: str
     error: float
-    """‖a−b‖/‖b‖."""
+    """Relative error ‖actual−recorded‖/‖recorded‖."""
     tolerance: float
 
     @property
@@ -35,15 +36,15 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One set of recorded cases and how they are compared."""
+    """A set of recorded cases, and the function that compares them."""
 
     name: str
     compare: Callable[[Path, str, float], Iterator[Result]]
-    """(bundle to write, precision, tolerance) -> results."""
+    """(path of the bundle to write, precision, tolerance) -> results."""
 
 
 def read_cases(path: Path) -> Cases:
-    """The arrays of an .npz file, grouped by what stands before the first dot of their names, in natural order."""
+    """The cases of an .npz file in natural order. Arrays belong to the case before the dot of their names."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             cases: Cases = {}
@@ -55,10 +56,10 @@ def read_cases(path: Path) -> Cases:
     return {case: cases[case] for case in sorted(cases, key=_natural)}
 
 
-def field(cases_of: Path, case: str, arrays: dict[str, Array], name: str) -> Array:
-    """The array ``{case}.{name}``, or an error that names it."""
+def field(path: Path, case: str, arrays: dict[str, Array], name: str) -> Array:
+    """The array ``{case}.{name}`` of the file ``path``; a `BundleError` names a missing one."""
     if name not in arrays:
-        raise BundleError(f"{cases_of} has no {case}.{name}; it has {', '.join(f'{case}.{n}' for n in arrays)}")
+        raise BundleError(f"{path} has no {case}.{name}; it has {', '.join(f'{case}.{n}' for n in arrays)}")
     return arrays[name]
 
 

@@ -1,7 +1,7 @@
-"""A bundle against the checkpoint it was exported from: each graph in each precision beside torch float32.
+"""Compares a bundle with its checkpoint: each graph in each precision with its module in torch float32.
 
-The inputs are those of a real request: the modules make a short video in float32, and what each graph is fed on the
-way is kept and fed to the graphs that ship. So prompts have a prompt's length, and latents every level of noise.
+The inputs are those of a real request. The modules generate a short video in float32; their inputs are kept and fed to
+the graphs. So prompts have a usual length, and latents have every level of noise.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Arrays = Mapping[str, NDArray[Any]]
 Runner = Callable[[Arrays], Arrays]
 
 KEPT_CALLS = (1, 4, 16, 64)
-"""Calls of a graph that are kept, counted from 1: early and late steps, tokens from an empty and a filled cache."""
+"""The calls of a graph that are kept, counted from 1. They have early and late steps, an empty and a filled cache."""
 SMALL_CALLS, SMALL_BYTES = 32, 16 << 20
-"""Of a graph whose inputs are smaller, this many first calls are kept, too: a single drawn token says little."""
+"""A graph with smaller inputs also keeps this many first calls, because a single drawn token says little."""
 SHORT = "a red circle moves right on a black background"
 LONG = (
     "A wide aerial shot glides over a rocky coast at dawn. Waves break white against dark cliffs, sea birds circle "
@@ -40,12 +40,12 @@ LONG = (
     "slowly forward, the light is soft and golden, and the water shimmers as far as the horizon."
 )
 LONG_FROM = 100
-"""Prompt tokens from which on a model is asked for `LONG`; fewer are the demo model's."""
+"""A model that takes this many prompt tokens gets the prompt `LONG`; the demo model takes fewer."""
 
 
 @dataclass
 class Calls:
-    """Some calls of one graph as float32 modules made them."""
+    """Inputs and outputs of some calls of one graph, run by its float32 module."""
 
     spec: GraphSpec
     feeds: list[Arrays] = field(default_factory=list)
@@ -62,15 +62,15 @@ class Calls:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphParity:
-    """How far one graph of one precision set is from torch float32, over all calls kept."""
+    """The error of one graph of one precision set against torch float32, over all kept calls."""
 
     graph: str
     precision: str
     by: str
-    """What ran it: ``"onnxruntime"``, or ``"torch"`` for the module in that precision."""
+    """What ran the graph: ``"onnxruntime"``, or ``"torch"`` for its module in that precision."""
     calls: int
     output: str
-    """The worst output."""
+    """Name of the worst output."""
     error: float
     tolerance: float
     finite: bool
@@ -81,7 +81,7 @@ class GraphParity:
 
 
 class OneNetwork:
-    """Modules of a checkpoint, one network in memory at a time."""
+    """Returns the modules of a checkpoint by name, with one network in memory at a time."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint, self._name = checkpoint, ""
@@ -89,7 +89,7 @@ class OneNetwork:
 
     def __call__(self, name: str) -> nn.Module:
         if self._module is None or name != self._name:
-            self._module = None  # before the next one is loaded
+            self._module = None  # frees its memory before the next one is loaded
             self._module, self._name = self._checkpoint.module(name), name
         return self._module
 
@@ -100,12 +100,12 @@ def compare_checkpoint(
     """Compare every graph of ``bundle`` in every precision it has.
 
     Args:
-        prompt: left out, one of usual length for the model.
-        options: the request; left out, two segments at the bundle's own size.
+        prompt: ``None`` stands for one whose length is usual for the model.
+        options: ``None`` stands for two segments at the bundle's own size.
 
     Raises:
-        BundleError: the bundle has another configuration than the checkpoint, or either lacks something.
-        OptionsError: the request cannot be made.
+        BundleError: the bundle and the checkpoint have different configurations, or one lacks a file.
+        OptionsError: the model cannot run this request.
     """
     _check_same_model(checkpoint, bundle)
     network = OneNetwork(checkpoint)
@@ -117,39 +117,39 @@ def compare_checkpoint(
 def record(
     checkpoint: Checkpoint, network: Callable[[str], nn.Module], prompt: str | None, options: GenerateOptions
 ) -> dict[str, Calls]:
-    """Make the request with torch modules; what each graph was fed and gave, in the order of first use."""
+    """Run the request with torch modules; return the kept calls of each graph, in the order of first use."""
     if checkpoint.tokenizer is None:
-        raise BundleError("the checkpoint has no tokenizer.model; without it no prompt can be fed")
-    found: dict[str, Calls] = {}
+        raise BundleError("the checkpoint has no tokenizer.model; without it no prompt can be encoded")
+    recorded: dict[str, Calls] = {}
 
     def take(spec: GraphSpec, feed: Arrays, outputs: Arrays) -> None:
-        found.setdefault(spec.name, Calls(spec)).take(feed, outputs)
+        recorded.setdefault(spec.name, Calls(spec)).take(feed, outputs)
 
-    asked = prompt or (LONG if checkpoint.model.text.max_length >= LONG_FROM else SHORT)
+    text = prompt or (LONG if checkpoint.model.text.max_length >= LONG_FROM else SHORT)
     with torch_pipeline(checkpoint.model, network, checkpoint.tokenizer, checkpoint.defaults, take) as pipeline:
-        frames = [chunk.frames for chunk in pipeline.stream(asked, options)]
+        frames = [chunk.frames for chunk in pipeline.stream(text, options)]
         if checkpoint.model.vq and checkpoint.model.vq.has_encoder:
             pipeline.tokens_of(np.concatenate(frames))
-    return found
+    return recorded
 
 
 def _two_segments(bundle: Bundle) -> GenerateOptions:
-    """So that the second one keeps frames and encodes them."""
+    """Options for two segments: the second one keeps frames of the first and encodes them."""
     video = bundle.model.video
     return GenerateOptions(num_frames=2 * video.segment_frames - video.overlap_frames)
 
 
 def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
-    """Compare the configurations, but for the rotary frequencies that an export adds."""
+    """Raise `BundleError` unless both configurations are equal. An export may add rotary frequencies."""
     ours, theirs = to_json(bundle.model), to_json(checkpoint.model)
     for part, fields in theirs.items():
-        there = ours[part]
+        exported = ours[part]
         for name in fields or {}:
-            if name != "rope_freqs" and (there is None or there[name] != fields[name]):
-                told = there and there[name]
+            if name != "rope_freqs" and (exported is None or exported[name] != fields[name]):
+                value = exported and exported[name]
                 raise BundleError(
-                    f"{bundle.path} is not of this checkpoint: {part}.{name} is {told} in the bundle and "
-                    f"{fields[name]} in the checkpoint; give the one it was exported from, or export it again"
+                    f"{bundle.path} is not of this checkpoint: {part}.{name} is {value} in the bundle and "
+                    f"{fields[name]} in the checkpoint; name the one it was exported from, or export it again"
                 )
 
 
@@ -170,22 +170,22 @@ def _compare(
 
 
 def judge(calls: Calls, precision: str, by: str, run: Runner) -> GraphParity:
-    """Run the kept inputs, rounded as this precision has them, and compare with the kept outputs."""
+    """Run the kept inputs, rounded to this precision, and compare the results with the kept outputs."""
     feeds = [_rounded(calls.spec, feed, precision) for feed in calls.feeds]
-    found = [run(feed) for feed in feeds]
-    errors = {t.name: _worst_error(t, calls, feeds, found) for t in calls.spec.outputs}
+    results = [run(feed) for feed in feeds]
+    errors = {t.name: _worst_error(t, calls, feeds, results) for t in calls.spec.outputs}
     allowed = {t.name: tolerance(t, precision) for t in calls.spec.outputs}
     worst = max(errors, key=lambda name: (errors[name] > allowed[name], errors[name] / max(allowed[name], 1e-9)))
-    floats = (a for outputs in found for a in outputs.values() if np.issubdtype(a.dtype, np.floating))
+    floats = (a for outputs in results for a in outputs.values() if np.issubdtype(a.dtype, np.floating))
     return GraphParity(
-        graph=calls.spec.name, precision=precision, by=by, calls=len(found), output=worst,
+        graph=calls.spec.name, precision=precision, by=by, calls=len(results), output=worst,
         error=errors[worst], tolerance=allowed[worst],
         finite=all(bool(np.isfinite(a).all()) for a in floats),
     )
 
 
 def _rounded(spec: GraphSpec, feed: Arrays, precision: str) -> Arrays:
-    """What a graph of this precision sees of a float32 feed: the contract's floats in its own dtype, as float32."""
+    """A float32 feed as a graph of this precision reads it: the contract's floats are rounded to its dtype."""
     if precision == "fp32":
         return feed
     narrow = {t.name for t in spec.inputs if t.dtype == "float"}
@@ -193,10 +193,10 @@ def _rounded(spec: GraphSpec, feed: Arrays, precision: str) -> Arrays:
             for name, a in feed.items()}
 
 
-def _worst_error(tensor: TensorSpec, calls: Calls, feeds: Sequence[Arrays], found: Sequence[Arrays]) -> float:
-    """Of all calls the worst; of drawn tokens the share that differs. ``feeds`` gave ``found``."""
+def _worst_error(tensor: TensorSpec, calls: Calls, feeds: Sequence[Arrays], results: Sequence[Arrays]) -> float:
+    """The worst error of all calls, or the share of drawn tokens that differ; ``results`` are the runs of ``feeds``."""
     each = [
-        output_error(tensor, contribution(tensor, dict(fed), [a]), contribution(tensor, dict(feed), [b]))
-        for feed, b, fed, a in zip(calls.feeds, calls.outputs, feeds, found, strict=True)
+        output_error(tensor, contribution(tensor, dict(rounded), [a]), contribution(tensor, dict(feed), [b]))
+        for feed, b, rounded, a in zip(calls.feeds, calls.outputs, feeds, results, strict=True)
     ]
     return float(np.mean(each)) if tensor.dtype == "int64" else max(each)

@@ -1,4 +1,4 @@
-"""``arlon-rt parity``: the graphs that ship against recorded outputs, or against the checkpoint they came from."""
+"""The command ``arlon-rt parity``: compares graphs with recorded outputs, or a bundle with its checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from arlon_export.checkpoints.arguments import add_published, chosen_checkpoint, published_given
+from arlon_export.checkpoints.arguments import add_published, chosen_checkpoint, published_paths
+from arlon_rt.cli.arguments import add_option
 from arlon_rt.errors import OptionsError
 from arlon_rt.options import GenerateOptions
 
@@ -19,39 +20,39 @@ class Parity:
     """The command; see `arlon_rt.cli.main.Command`."""
 
     help = (
-        "Compare the graphs that ship with recorded outputs of Open-Sora's own code, or, with --checkpoint, a bundle "
-        "in each precision with its checkpoint in torch float32; exit 1 when one differs."
+        "Compare exported graphs with recorded outputs of Open-Sora's own code. With --checkpoint, compare a bundle in "
+        "each precision with its checkpoint in torch float32. The exit code is 1 if one differs."
     )
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "folder", type=Path, metavar="DIR",
-            help="recorded outputs (stdit3_*.json, vae_io.npz, rflow_io.npz), or the bundle of the checkpoint given",
+            help="recorded outputs (stdit3_*.json, vae_io.npz, rflow_io.npz), or with --checkpoint its bundle",
         )
         recorded = parser.add_argument_group("recorded outputs")
-        recorded.add_argument("--precision", help="precision set of the graphs: fp32 (default) or fp16")
-        recorded.add_argument("--keep", type=Path, metavar="BUNDLES", help="a new folder for the bundles, one a family")
-        request = parser.add_argument_group("a bundle's checkpoint, and the request whose inputs are compared")
-        request.add_argument("--checkpoint", type=Path, metavar="PATH", help="folder with config.json")
-        request.add_argument("--prompt", help="left out: one of usual length for the model")
-        request.add_argument("--num-frames", type=int, metavar="N", help="left out: two segments")
-        request.add_argument("--height", type=int, metavar="PIXELS")
-        request.add_argument("--width", type=int, metavar="PIXELS")
-        request.add_argument("--steps", dest="num_inference_steps", type=int, metavar="N", help="denoising steps")
+        recorded.add_argument("--precision", help="precision set of the graphs, fp32 or fp16 (default: fp32)")
+        recorded.add_argument(
+            "--keep", type=Path, metavar="BUNDLES", help="a new folder for the bundles, one a family (default: none)"
+        )
+        request = parser.add_argument_group("a bundle's checkpoint, and the request that makes the inputs")
+        request.add_argument("--checkpoint", type=Path, metavar="PATH", help="folder with config.json (default: none)")
+        request.add_argument("--prompt", help="what the video shows (default: a prompt of usual length)")
+        for name in SIZES:
+            add_option(request, name, default="two segments" if name == "num_frames" else None)
         add_published(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        by_request = {name: value for name in (*SIZES, "prompt") if (value := getattr(args, name)) is not None}
-        if args.checkpoint is not None or published_given(args):
+        requested = {name: value for name in (*SIZES, "prompt") if (value := getattr(args, name)) is not None}
+        if args.checkpoint is not None or published_paths(args):
             if args.precision or args.keep:
                 raise OptionsError(
                     "--precision and --keep are for recorded outputs; with a checkpoint, every precision of the bundle "
                     "is compared; leave them out"
                 )
-            return _with_checkpoint(args, by_request)
-        if by_request or args.exact:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in (*by_request, *["exact"] * args.exact))
-            raise OptionsError(f"{names} is given without a checkpoint; give --checkpoint PATH, or leave it out")
+            return _with_checkpoint(args, requested)
+        if requested or args.exact:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in (*requested, *["exact"] * args.exact))
+            raise OptionsError(f"{names} needs a checkpoint: add --checkpoint PATH, or leave it out")
         return _with_recorded(args)
 
 
@@ -70,25 +71,25 @@ def _with_recorded(args: argparse.Namespace) -> int:
     return _finish(console, table, passed)
 
 
-def _with_checkpoint(args: argparse.Namespace, by_request: dict[str, str | int]) -> int:
+def _with_checkpoint(args: argparse.Namespace, requested: dict[str, str | int]) -> int:
     from arlon_export.parity.checkpoint import compare_checkpoint
     from arlon_rt.bundle import Bundle
 
     console = Console(highlight=False)
     bundle = Bundle.open(args.folder)
-    prompt = by_request.pop("prompt", None)
-    options = GenerateOptions(**by_request) if by_request else None  # type: ignore[arg-type]
+    prompt = requested.pop("prompt", None)
+    options = GenerateOptions(**requested) if requested else None  # type: ignore[arg-type]
     table = Table("graph", "run by", "worst output", "error", "allowed", "", box=None)  # fits 80 columns
     passed = []
     checkpoint = chosen_checkpoint(args)
-    with console.status("making the request in torch, then comparing"):
+    with console.status("running the request in torch, then comparing"):
         for row in compare_checkpoint(checkpoint, bundle, prompt=prompt, options=options):  # type: ignore[arg-type]
             table.add_row(
                 f"{row.graph}.{row.precision}", row.by, row.output, f"{row.error:.1e}", f"{row.tolerance:.0e}",
                 _verdict(row.passed) if row.finite else "[red]NOT FINITE[/]",
             )
             passed.append(row.passed)
-    console.print("Errors: relative, of floats; share that differs, of tokens; mean levels of 0..255, of frames.")
+    console.print("Errors: of floats relative, of tokens the share that differs, of frames mean levels of 0..255.")
     return _finish(console, table, passed)
 
 

@@ -1,4 +1,4 @@
-"""Parity of the diffusion transformer: the graphs ``caption`` and ``dit``, a row of a recorded batch at a time."""
+"""Parity of the diffusion transformer: runs the graphs ``caption`` and ``dit`` on each row of a recorded batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIXELS_PER_LATENT, FRAMES_PER_CHUNK, LATENTS_PER_CHUNK = 8, 17, 5
 
 
 def dit_family(config_path: Path) -> Family:
-    """``NAME.json``, ``NAME.safetensors`` and ``NAME_io.npz``."""
+    """The family of the files ``NAME.json``, ``NAME.safetensors`` and ``NAME_io.npz``."""
     def compare(bundle: Path, precision: str, tolerance: float) -> Iterator[Result]:
         weights, recorded = config_path.with_suffix(".safetensors"), config_path.with_name(f"{config_path.stem}_io.npz")
         cases = read_cases(recorded)
@@ -40,9 +40,9 @@ def dit_family(config_path: Path) -> Family:
 
 
 def dit_checkpoint(config: DiTConfig, weights: dict[str, StateDict], shapes: list[tuple[int, ...]]) -> Checkpoint:
-    """A checkpoint of the transformer alone, its axes wide enough for latents of these shapes.
+    """A checkpoint of the transformer alone, whose axes have room for latents of these shapes.
 
-    The text encoder's and autoencoder's configurations only state the sizes at the transformer's edges.
+    The configurations of the text encoder and the autoencoder only state the sizes that the transformer shares.
     """
     frames, height, width = (max(2, *(s[axis] for s in shapes)) for axis in (2, 3, 4))
     chunks = max(2, math.ceil(frames / LATENTS_PER_CHUNK))
@@ -73,7 +73,7 @@ def _compare(
         latents, expected = (field(path, case, arrays, name) for name in ("x", "out"))
         rows = [_run_row(path, case, arrays, row, config, caption, dit) for row in range(len(latents))]
         active = arrays.get("x_mask", np.ones((len(latents), latents.shape[2]))).astype(np.bool_)
-        # (row, frame) first, so that the mask picks frames; the recorded output has more channels than the velocity
+        # (row, frame) first, so that the mask picks frames; the recorded output has more channels than the velocity has
         moved = np.moveaxis(np.concatenate(rows) - latents, 2, 1)
         velocity = np.moveaxis(expected[:, : config.in_channels], 2, 1)
         if active.any():

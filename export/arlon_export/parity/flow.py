@@ -1,6 +1,6 @@
-"""Parity of the sampler: a toy velocity in a graph of the dit signature, driven by the runtime's own loop.
+"""Parity of the sampler: the runtime's loop runs a ``dit`` graph whose network is replaced by a toy velocity.
 
-The toy replaces only the network's prediction; re-noising, guidance and the Euler update are the shipped graph's.
+Re-noising, guidance and the Euler update are those of the shipped graph.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from arlon_rt.errors import BundleError
 from arlon_rt.networks import denoise, guidance_weights, schedule, timesteps
 
 CONDITIONAL, UNCONDITIONAL, ACTIVE = 0.3, -0.1, 0.05
-"""What the toy velocity adds for each half of the guidance, and on frames of a mask that are being generated."""
+"""What the toy velocity adds: for the conditional row, for the unconditional row, and on generated frames of a mask."""
 FPS = 24.0
 
 
 class ToyTransformer(STDiT3):
     """v = einsum('ij,bjthw->bithw', A, tanh(z)) + (t/1000) z 0.1 + c, plus ``ACTIVE`` on generated frames.
 
-    The first element of a row's keys is its c, that of its values what generated frames get.
+    The first element of a row's keys is c; the first element of its values is added on generated frames.
     """
 
     def __init__(self, config: DiTConfig, mixing: Array) -> None:
@@ -64,7 +64,7 @@ class _ToyCheckpoint(Checkpoint):
 
 
 def flow_family(path: Path) -> Family:
-    """``rflow_io.npz``: whole trajectories of the sampler."""
+    """The family of ``rflow_io.npz``: whole trajectories of the sampler."""
     def compare(bundle: Path, precision: str, tolerance: float) -> Iterator[Result]:
         cases = read_cases(path)
         if "A" not in cases:
@@ -82,7 +82,7 @@ def flow_family(path: Path) -> Family:
 
 
 def _export(bundle: Path, mixing: Array, shapes: list[tuple[int, ...]]) -> Bundle:
-    """The toy's bundle, in fp32 whatever is asked for: the sampler's arithmetic is fp32 in every precision set."""
+    """The toy's bundle, always in fp32: the sampler computes in fp32 in every precision set."""
     config = DiTConfig(hidden_size=4, depth=1, num_heads=1, caption_channels=4, model_max_length=2, out_channels=4)
     plain = dit_checkpoint(config, {}, shapes)
     toy = _ToyCheckpoint(

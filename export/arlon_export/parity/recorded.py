@@ -1,7 +1,7 @@
-"""Recorded outputs of Open-Sora's own code against the graphs that ship: checkpoint -> bundle -> ONNX Runtime.
+"""Compares exported graphs with recorded outputs of Open-Sora's own code.
 
-A folder holds any number of families, known by their file names: ``stdit3_*.json``, ``vae_io.npz``, ``rflow_io.npz``.
-Each becomes a bundle of its own through `arlon_export.export`, with only the graphs of its network.
+A folder holds any number of families; their files are ``stdit3_*.json``, ``vae_io.npz`` and ``rflow_io.npz``. Each
+family is exported to a bundle of its own, with the graphs of its network, and runs in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from arlon_rt.errors import BundleNotFoundError, OptionsError, OutputError
 
 
 def run_parity(folder: Path, *, precision: str = "fp32", keep: Path | None = None) -> Iterator[Result]:
-    """Compare every case below ``folder``, family by family.
+    """Compare every case in ``folder``, family by family.
 
     Args:
         precision: the precision set of the graphs; the recorded values are fp32.
-        keep: a new folder for the bundles, one a family; without it they are temporary.
+        keep: a new folder for the bundles, one for each family; ``None`` keeps none.
 
     Raises:
         BundleNotFoundError: the folder holds no known file.
@@ -37,7 +37,7 @@ def run_parity(folder: Path, *, precision: str = "fp32", keep: Path | None = Non
 
 
 def families(folder: Path) -> list[Family]:
-    """What there is to compare below ``folder``; see `run_parity` for what it raises."""
+    """The families in ``folder``; the errors are those of `run_parity`."""
     from arlon_export.parity.dit import dit_family
     from arlon_export.parity.flow import flow_family
     from arlon_export.parity.vae import vae_family
@@ -52,11 +52,3 @@ def families(folder: Path) -> list[Family]:
     if not found:
         raise BundleNotFoundError(f"{folder} has no recorded case: no stdit3_*.json, vae_io.npz or rflow_io.npz")
     return found
-
-
-
-
-
-
-
-

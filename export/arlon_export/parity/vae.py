@@ -1,4 +1,4 @@
-"""Parity of the video autoencoder: the shipped graphs, entered and left at their float tensor ``pixels``."""
+"""Parity of the video autoencoder: runs the shipped graphs from, or up to, their inner float tensor ``pixels``."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PIXELS = "pixels"
 _SPATIAL = ("block_out_channels", "layers_per_block", "norm_num_groups", "scaling_factor", "latent_channels")
 _TEMPORAL = ("filters", "num_res_blocks", "channel_multipliers", "temporal_downsample", "latent_embed_dim", "embed_dim")
 _FIXED = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}
-"""Fields of diffusers' configuration that this architecture does not vary."""
+"""Fields of diffusers' configuration for which this architecture supports one value."""
 
 
 def vae_family(folder: Path) -> Family:
-    """``vae.safetensors``, ``vae_2d_config.json``, ``vae_temporal_config.json`` and ``vae_io.npz``."""
+    """The family of ``vae.safetensors``, ``vae_2d_config.json``, ``vae_temporal_config.json`` and ``vae_io.npz``."""
     def compare(bundle: Path, precision: str, tolerance: float) -> Iterator[Result]:
         path, weights = folder / "vae_io.npz", open_state_dict(folder / "vae.safetensors")
         cases = read_cases(path)
@@ -53,7 +53,7 @@ def vae_family(folder: Path) -> Family:
 
 
 def read_vae_config(folder: Path, weights: StateDict) -> VAEConfig:
-    """The two published configurations as one; scale and shift come from the weights."""
+    """The configuration that both published files state; scale and shift come from the weights."""
     spatial, temporal = (read_json(folder / f"vae_{part}_config.json") for part in ("2d", "temporal"))
     for name, value in _FIXED.items():
         if spatial.get(name, value) != value:
@@ -65,7 +65,7 @@ def read_vae_config(folder: Path, weights: StateDict) -> VAEConfig:
 
 
 def _checkpoint(config: VAEConfig, weights: StateDict, cases: Cases) -> Checkpoint:
-    """A checkpoint of the autoencoder alone, its axes wide enough for these cases."""
+    """A checkpoint of the autoencoder alone, whose axes have room for these cases."""
     transformer = DiTConfig(hidden_size=4, depth=1, num_heads=1, caption_channels=4, model_max_length=1)
     whole = dit_checkpoint(transformer, {"vae": weights}, [c["z"].shape for c in cases.values()])
     return dataclasses.replace(whole, model=dataclasses.replace(whole.model, vae=config))
@@ -91,14 +91,14 @@ def _encode(session: Any, pixels: Array, config: VAEConfig) -> Array:
     for first in range(0, len(frames), config.chunk_frames):
         chunk = frames[first : first + config.chunk_frames]
         feed = {PIXELS: chunk, "frame_index": encoder_frame_index(len(chunk), config)}
-        if "frames" in {i.name for i in session.get_inputs()}:  # read for its shape alone
+        if "frames" in {i.name for i in session.get_inputs()}:  # only its shape is read
             feed["frames"] = np.zeros((len(chunk), *chunk.shape[2:], 3), np.uint8)
         latents.append(session.run(["latents"], feed)[0])
     return np.concatenate(latents, axis=2)
 
 
 def _open_decoder(bundle: Bundle, precision: str) -> Any:
-    """The shipped decoder with ``pixels`` as an output, too."""
+    """The shipped decoder with ``pixels`` as a further output."""
     path = bundle.graph_file("vae_decoder", precision)
     model = onnx.load(path, load_external_data=False)
     model.graph.output.append(_recorded_pixels(model, path))
@@ -106,7 +106,7 @@ def _open_decoder(bundle: Bundle, precision: str) -> Any:
 
 
 def _open_encoder(bundle: Bundle, precision: str) -> Any:
-    """The shipped encoder from ``pixels`` on: what only leads there is cut away."""
+    """The shipped encoder with ``pixels`` as an input; the nodes that computed it are removed."""
     path = bundle.graph_file("vae_encoder", precision)
     model = onnx.load(path, load_external_data=False)
     pixels = _recorded_pixels(model, path)

@@ -1,4 +1,4 @@
-"""What runs graphs: one folder a backend, and the one place that chooses between them."""
+"""What runs graphs: the session protocols, one folder a backend, and the one place that chooses a backend."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from arlon_rt.backends.session import Handle as Handle
     from arlon_rt.backends.session import Looping as Looping
     from arlon_rt.backends.session import Session as Session
-
-__getattr__ = lazily(__name__, {
-    "arlon_rt.backends.device": ("BACKENDS", "compute_capability", "usual_device"),
-    "arlon_rt.backends.open": ("open_session", "open_sessions"),
-    "arlon_rt.backends.session": ("Array", "Handle", "Looping", "Session"),
-})
+else:
+    __all__, __getattr__, __dir__ = lazily(__name__, {
+        "arlon_rt.backends.device": ("BACKENDS", "compute_capability", "usual_device"),
+        "arlon_rt.backends.open": ("open_session", "open_sessions"),
+        "arlon_rt.backends.session": ("Array", "Handle", "Looping", "Session"),
+    })

@@ -1,17 +1,19 @@
-"""The GPU of this machine, as far as choosing an engine needs it."""
+"""Names of backends and devices, and the kind of this machine's GPU."""
 
 from __future__ import annotations
 
 from arlon_rt.bundle import FLAVOURS
 from arlon_rt.errors import BackendError, MissingExtraError
 
+BACKENDS = ("onnxruntime", *FLAVOURS)
+
 
 def compute_capability(device: int = 0) -> str:
-    """``"sm89"`` of the GPU with this number.
+    """The kind of the GPU with this number, e.g. ``"sm89"``.
 
     Raises:
         MissingExtraError: cuda-core is not installed.
-        BackendError: there is no such GPU, or its driver does not answer.
+        BackendError: no GPU has this number, or its driver does not answer.
     """
     try:
         from cuda.core import Device
@@ -24,16 +26,13 @@ def compute_capability(device: int = 0) -> str:
     return f"sm{major}{minor}"
 
 
-BACKENDS = ("onnxruntime", *FLAVOURS)
-
-
 def usual_device(backend: str) -> str:
-    """Where a backend runs that is told nothing else."""
+    """The device of a backend where the caller names none."""
     return "cpu" if backend == "onnxruntime" else "cuda"
 
 
 def device_parts(device: str) -> tuple[str, int]:
-    """``("cuda", 1)`` of ``"cuda:1"``."""
+    """Kind and number of a device: ``("cuda", 1)`` of ``"cuda:1"``, 0 where it has no number."""
     kind, colon, number = device.partition(":")
     if device == "cpu" or (kind == "cuda" and (not colon or (number.isascii() and number.isdigit()))):
         return kind, int(number or 0)
@@ -41,8 +40,8 @@ def device_parts(device: str) -> tuple[str, int]:
 
 
 def device_number(device: str) -> int:
-    """The GPU that ``"cuda"`` or ``"cuda:1"`` names."""
-    kind, colon, number = device.partition(":")
-    if kind != "cuda" or (colon and not (number.isascii() and number.isdigit())):
+    """The number of the GPU that a device for TensorRT names."""
+    kind, number = device_parts(device)
+    if kind != "cuda":
         raise BackendError(f"device is {device!r}; TensorRT needs 'cuda' or 'cuda:N'")
-    return int(number or 0)
+    return number

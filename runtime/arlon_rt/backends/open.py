@@ -1,4 +1,4 @@
-"""The one place that chooses a backend and opens graphs in it."""
+"""The one place that chooses a backend, and opens graphs in it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def open_sessions(
     trust_engines: bool = False,
     budget: Budget | None = None,
 ) -> dict[str, Session]:
-    """Open ``graphs`` of ``bundle``; the only place that chooses a backend. When one fails, the others are closed.
+    """The opened sessions of ``graphs``, by name. When one cannot be opened, the others are closed.
 
     Args:
         backend: one of `BACKENDS`.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        precision: ``"fp32"``, ``"fp16"``, …: a precision set of the bundle.
+        precision: a precision set of the bundle: ``"fp32"``, ``"fp16"``, …
         threads: CPU threads inside one operator; ``None`` lets the backend choose.
-        trust_engines: load TensorRT engines that this user did not build; an engine is code.
-        budget: GPU memory that the sessions keep to together; TensorRT's alone can.
+        trust_engines: whether to load TensorRT engines that this user did not build; an engine is code.
+        budget: GPU memory that all sessions together may take; only TensorRT's sessions keep to one.
 
     Raises:
         BundleError: the bundle has no such graph or its file is damaged.
         BudgetError: the budget does not hold the graphs.
-        BackendError: the backend cannot run it here.
+        BackendError: the backend cannot run it on this machine.
     """
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}; it must be 1 or more, or None to let the backend choose")
@@ -78,8 +78,7 @@ def open_session(
     bundle: Bundle, graph: str, *, backend: str = "onnxruntime", device: str = "cpu", precision: str = "fp32",
     threads: int | None = None,
 ) -> Session:
-    """Open one graph; see `open_sessions`."""
-    opened = open_sessions(
+    """The opened session of one graph; see `open_sessions`."""
+    return open_sessions(
         bundle, [graph], backend=backend, device=device, precision=precision, threads=threads
-    )
-    return opened[graph]
+    )[graph]

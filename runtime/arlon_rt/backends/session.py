@@ -1,21 +1,22 @@
-"""The seam between the stages and the backends: what a session is, which one opens, and the check of what is fed."""
+"""The seam between networks and backends: what a session is, and what every session checks and says alike."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from arlon_rt.backends.device import device_parts
 from arlon_rt.errors import BackendError, MissingExtraError
-from arlon_rt.graphs import GraphSpec, TensorSpec, signature
+from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, TensorSpec, shape_text, signature
 
 Array = npt.NDArray[Any]
 
 
 class Handle(Protocol):
-    """A tensor that stays where its session runs. Opaque: hand it to a later feed, or copy it out."""
+    """A tensor that stays on the device of its session. Feed it to a later run, or copy it to the host."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -23,12 +24,20 @@ class Handle(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
 
+    @property
+    def device(self) -> str:
+        """``"cpu"``, ``"cuda"`` or ``"cuda:1"``."""
+
     def numpy(self) -> Array:
         """A copy on the host."""
 
 
+G = TypeVar("G")
+H = TypeVar("H", bound=Handle)
+
+
 class Session(Protocol):
-    """One opened graph. `run` keeps no state between calls and may be called from several threads."""
+    """One opened graph. `run` keeps no state between calls, and several threads may call it."""
 
     @property
     def spec(self) -> GraphSpec:
@@ -36,24 +45,29 @@ class Session(Protocol):
 
     @property
     def float_dtype(self) -> np.dtype[Any]:
-        """What the contract's dtype ``"float"`` is in this precision set."""
+        """The dtype that ``"float"`` of the contract means in this precision set."""
 
     def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
-        """Run the graph once.
+        """The outputs of one run, by name.
 
         Args:
             feed: every input by name. An array of a ``"float"`` input may be float32 in any precision set.
             hold: outputs that stay on the device and come back as handles; the others come back as arrays.
 
-        An output with an alias is written into the buffer of that input where a handle was fed, which then comes
-        back itself; an array fed there is copied in and stays as it was.
+        An output with an alias is written into the buffer of that input. A handle that was fed there comes back as the
+        output; an array that was fed there is copied first, and stays as it was.
 
         Raises:
-            BackendError: the feed does not fit the contract (the message names the input), or the run failed.
+            BackendError: the session is closed, the feed does not fit the contract (the message names the input), or
+                the run failed.
         """
 
     def upload(self, name: str, array: Array) -> Handle:
-        """The input ``name`` as a handle, for runs that all feed the same; leave ``array`` as it is from then on."""
+        """A handle of ``array`` as the input ``name``, for runs that all feed the same. Do not change ``array`` later.
+
+        Raises:
+            BackendError: as `run`.
+        """
 
     def close(self) -> None:
         """Free the graph. A second call does nothing; handles stay valid."""
@@ -67,14 +81,15 @@ class Looping(Protocol):
         self, feed: Mapping[str, Array | Handle], each: Mapping[str, Array], carry: Mapping[str, str],
         hold: Collection[str] = (),
     ) -> dict[str, Array | Handle]:
-        """Run the graph once for each entry of ``each``.
+        """The outputs of as many runs as ``each`` has entries, by name.
 
         Args:
-            feed: the other inputs of the first run, as `Session.run` takes them; arrays, where they are carried.
-            each: input -> (run, *shape): what differs from run to run.
-            carry: input -> the output of the run before that it takes after the first run, of the same size and type.
-                Aliased inputs carry on by themselves.
-            hold: outputs that stay on the device: those of the last run.
+            feed: the other inputs of the first run, as `Session.run` takes them; inputs that ``carry`` names are
+                arrays.
+            each: input -> (run, *shape): the inputs that differ from run to run.
+            carry: input -> the output of the run before, of the same shape and type, that is fed to it from the second
+                run on. Aliased inputs take the output of the run before in any case.
+            hold: outputs of the last run that stay on the device.
 
         Returns:
             Held outputs as handles, the others as arrays (run, *shape).
@@ -84,42 +99,43 @@ class Looping(Protocol):
         """
 
 
-
-
-
 class FeedCheck:
-    """The check of what is fed to one graph, before a backend sees it."""
+    """The check of a feed against the contract of its graph."""
 
     def __init__(self, spec: GraphSpec, precision: str) -> None:
         self._spec = spec
-        self._dtypes = tuple(numpy_dtype(dtype) for _, dtype, _ in signature(spec.inputs, precision))
+        self._dtypes = {name: numpy_dtype(dtype) for name, dtype, _ in signature(spec.inputs, precision)}
         self._axes = {axis.name: axis for axis in spec.axes}
 
     def __call__(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> None:
-        """Raise `BackendError` unless ``feed`` holds exactly the inputs, with fitting dtypes, ranks and sizes.
-
-        ``hold`` names outputs.
-        """
+        """Raise `BackendError` unless ``feed`` has exactly the inputs, with fitting dtypes, ranks and sizes, and
+        ``hold`` names outputs."""
         spec = self._spec
         if unknown := set(hold) - {t.name for t in spec.outputs}:
             raise BackendError(f"{spec.name}: cannot hold {', '.join(sorted(unknown))}; there is no such output")
         if feed.keys() != {t.name for t in spec.inputs}:
             raise BackendError(f"{spec.name}: {_name_differences(spec, feed)}")
         sizes: dict[str, int] = {}
-        for tensor, dtype in zip(spec.inputs, self._dtypes, strict=True):
-            value = feed[tensor.name]
-            if not hasattr(value, "dtype"):
-                kind = type(value).__name__
-                raise BackendError(f"{spec.name}: {tensor.name} is a {kind}; an array or a handle is expected")
-            if value.dtype != dtype and not _converts(tensor, value):
-                raise BackendError(f"{spec.name}: {tensor.name} is {value.dtype}; {dtype} is expected")
-            if problem := self._shape_problem(tensor, value.shape, sizes):
-                raise BackendError(f"{spec.name}: {tensor.name} has shape {value.shape}; {problem}")
+        for tensor in spec.inputs:
+            self.check_input(tensor, feed[tensor.name], sizes)
+
+    def check_input(self, tensor: TensorSpec, value: Array | Handle, sizes: dict[str, int]) -> None:
+        """Raise `BackendError` unless ``value`` fits one input.
+
+        ``sizes`` holds the named axes of the inputs before it; this input's are added.
+        """
+        where, dtype = f"{self._spec.name}: {tensor.name}", self._dtypes[tensor.name]
+        if not hasattr(value, "dtype"):
+            raise BackendError(f"{where} is a {type(value).__name__}; an array or a handle is expected")
+        if value.dtype != dtype and not _converts(tensor, value):
+            raise BackendError(f"{where} is {value.dtype}; {dtype} is expected")
+        if problem := self._shape_problem(tensor, value.shape, sizes):
+            raise BackendError(f"{where} has shape {value.shape}; {problem}")
 
     def _shape_problem(self, tensor: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> str | None:
-        """What is wrong with a shape, given the ``sizes`` of the named axes so far, to which it adds its own."""
+        """What is wrong with a shape; the sizes of its named axes are added to ``sizes``."""
         if len(shape) != len(tensor.axes):
-            return f"its axes are ({', '.join(map(str, tensor.axes))})"
+            return f"its axes are {shape_text(tensor.axes)}"
         for place, (size, axis) in enumerate(zip(shape, tensor.axes, strict=True)):
             if isinstance(axis, int):
                 if size != axis:
@@ -133,8 +149,86 @@ class FeedCheck:
         return None
 
 
+class Front(Generic[H]):
+    """What the sessions of every backend check and say alike; each session has one and asks it first."""
+
+    def __init__(self, spec: GraphSpec, precision: str, handle: type[H], device: str) -> None:
+        """``handle`` is the backend's own kind of handle."""
+        self.spec, self.device, self._handle = spec, device, handle
+        self.float_dtype = numpy_dtype(FLOAT_DTYPE[precision])
+        tensors = signature((*spec.inputs, *spec.outputs), precision)
+        self.dtypes = {name: numpy_dtype(dtype) for name, dtype, _ in tensors}
+        self.aliased = {t.alias for t in spec.outputs if t.alias}
+        """Inputs that a run overwrites."""
+        self._check = FeedCheck(spec, precision)
+
+    def opened(self, graph: G | None) -> G:
+        """The backend's ``graph``, which a session drops when it is closed.
+
+        Raises:
+            BackendError: it was dropped.
+        """
+        if graph is None:
+            raise closed(self.spec)
+        return graph
+
+    def handles(self, feed: Mapping[str, Array | Handle], hold: Collection[str]) -> dict[str, H]:
+        """The handles of a feed, after a check of the whole feed.
+
+        Raises:
+            BackendError: the feed does not fit the contract, a handle is of another backend or device, or a run would
+                write into one handle twice.
+        """
+        self._check(feed, hold)
+        found: dict[str, H] = {}
+        overwritten: set[int] = set()
+        for name, value in feed.items():
+            if isinstance(value, np.ndarray):
+                continue
+            if not isinstance(value, self._handle):
+                raise BackendError(f"{self.spec.name}: {name} is a {type(value).__name__} of another backend")
+            if value.device != self.device and device_parts(value.device) != device_parts(self.device):
+                raise BackendError(f"{self.spec.name}: {name} is on {value.device}, the session on {self.device}")
+            if name in self.aliased:
+                if id(value) in overwritten:
+                    raise BackendError(f"{self.spec.name}: the handle fed as {name} is fed as another too")
+                overwritten.add(id(value))
+            found[name] = value
+        return found
+
+    def converted(self, name: str, array: Array) -> Array:
+        """An array that was checked, contiguous and in the dtype of the graph.
+
+        Raises:
+            BackendError: a value is too large for that dtype.
+        """
+        dtype = self.dtypes[name]
+        with np.errstate(over="raise"):
+            try:
+                return np.ascontiguousarray(array, dtype)
+            except FloatingPointError:
+                raise BackendError(f"{self.spec.name}: {name} has values too large for {dtype}; use fp32") from None
+
+    def uploaded(self, name: str, array: Array) -> Array:
+        """An array for an upload, checked and `converted`.
+
+        Raises:
+            BackendError: there is no such input, or the array does not fit it.
+        """
+        tensor = next((t for t in self.spec.inputs if t.name == name), None)
+        if tensor is None:
+            raise BackendError(f"{self.spec.name}: cannot upload {name}; there is no such input")
+        self._check.check_input(tensor, array, {})
+        return self.converted(name, array)
+
+
+def closed(spec: GraphSpec) -> BackendError:
+    """The error of every call to a session that was closed."""
+    return BackendError(f"{spec.name}: the session is closed")
+
+
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The dtype of this name; ``"bfloat16"``, which numpy has not, is that of ml_dtypes.
+    """The dtype of this name. ``"bfloat16"``, which numpy lacks, is that of ml_dtypes.
 
     Raises:
         MissingExtraError: ml_dtypes is not installed.
@@ -154,7 +248,7 @@ def _converts(tensor: TensorSpec, value: Array | Handle) -> bool:
 
 
 def _name_differences(spec: GraphSpec, feed: Mapping[str, Array | Handle]) -> str:
-    wanted = [t.name for t in spec.inputs]
-    missing, extra = [n for n in wanted if n not in feed], [n for n in feed if n not in wanted]
+    inputs = [t.name for t in spec.inputs]
+    missing, extra = [n for n in inputs if n not in feed], [n for n in feed if n not in inputs]
     problem = f"not fed: {', '.join(missing)}" if missing else f"fed, but no input: {', '.join(extra)}"
-    return f"{problem}; the inputs are {', '.join(wanted)}"
+    return f"{problem}; the inputs are {', '.join(inputs)}"

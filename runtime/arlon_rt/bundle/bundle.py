@@ -1,4 +1,4 @@
-"""A bundle on disk: opening it (manifest only), finding its files safely, writing its manifest."""
+"""A bundle on disk: how it opens from its manifest alone, finds its files safely and gets its manifest written."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from arlon_rt.bundle.folder import MANIFEST, TOKENIZER, contained, listed_files
 from arlon_rt.bundle.manifest import MAX_BYTES, FileEntry, GraphEntry, Manifest, check, parse, serialize
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError
-from arlon_rt.files import digest_chunks, write_atomically
-from arlon_rt.graphs import GraphSpec, graph_specs
+from arlon_rt.files import file_sha256, write_atomically
+from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, graph_specs
 
 if TYPE_CHECKING:
     from arlon_rt.bundle.verification import Finding
@@ -32,7 +32,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Read the manifest of the bundle folder ``path``.
+        """The bundle in the folder ``path``; only its manifest is read.
 
         Raises:
             BundleNotFoundError: there is no such folder, or it has no manifest.json.
@@ -57,24 +57,24 @@ class Bundle:
 
     @property
     def defaults(self) -> Mapping[str, Any]:
-        """Fields of `GenerateOptions` that a request takes from here where it says nothing."""
+        """Fields of `GenerateOptions` for a request that leaves them out."""
         return self.manifest.defaults
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is plain Open-Sora v1.2: no token model, no semantic injection."""
+        """Whether the model is plain Open-Sora v1.2: no token model, no semantic injection."""
         return self.model.ar is None
 
     @property
     def tokenizer_path(self) -> Path:
-        """The sentencepiece model."""
+        """The path of the sentencepiece model."""
         return self.file(TOKENIZER)
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Precisions in which every graph of this bundle is there."""
+        """Precisions that this bundle has of every graph."""
         sets = [set(p) for p in self.manifest.graphs.values()]
-        return tuple(p for p in ("fp32", "fp16", "bf16") if sets and all(p in s for s in sets))
+        return tuple(p for p in FLOAT_DTYPE if sets and all(p in s for s in sets))
 
     def spec(self, graph: str) -> GraphSpec:
         """The contract of ``graph`` for this bundle's sizes."""
@@ -87,21 +87,21 @@ class Bundle:
         """The manifest's entry of ``graph`` in ``precision``."""
         entries = self.manifest.graphs.get(graph)
         if not entries:
-            there = ", ".join(self.manifest.graphs) or "none"
-            raise BundleError(f"{self.path} has no graph {graph!r}; graphs there: {there}")
+            graphs = ", ".join(self.manifest.graphs) or "none"
+            raise BundleError(f"{self.path} has no graph {graph!r}; graphs there: {graphs}")
         if precision not in entries:
             raise BundleError(f"{self.path} has no {precision!r} of {graph}; precisions there: {', '.join(entries)}")
         return entries[precision]
 
     def graph_file(self, graph: str, precision: str) -> Path:
-        """The .onnx of ``graph``, after it and its external data were found there in full size."""
+        """The path of the .onnx of ``graph``; it and its external data have their full size."""
         entry = self.graph(graph, precision)
         for name in entry.data:
             self.file(name)
         return self.file(entry.file)
 
     def file(self, name: str) -> Path:
-        """Where the listed file ``name`` lies, after a check of its place and size (not of its hash)."""
+        """The path of the listed file ``name``, whose place and size were checked, but not its hash."""
         entry = self.manifest.files.get(name)
         if entry is None:
             raise BundleError(f"{self.path}: manifest.json does not list {name!r:.120}")
@@ -115,14 +115,20 @@ class Bundle:
         return path
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
-        """Everything wrong with the files of this bundle; see `arlon_rt.bundle.verification.verify`."""
+        """What is wrong with the files of this bundle and with its manifest; no graph is opened.
+
+        The deep check, which opens every graph in ONNX Runtime, is `arlon_rt.backends.ort.verify_opened`.
+
+        Args:
+            progress: is called with (bytes hashed so far, bytes in all).
+        """
         from arlon_rt.bundle.verification import verify
 
         return list(verify(self, progress))
 
 
 def demo_bundle_path() -> Path:
-    """The small trained bundle that ships in the package.
+    """The path of the small trained bundle that ships in the package.
 
     Raises:
         BundleNotFoundError: this installation has none.
@@ -144,10 +150,10 @@ def write_manifest(
     licence: str = "Apache-2.0",
     known: Mapping[str, FileEntry] | None = None,
 ) -> Manifest:
-    """Hash every file below ``folder``, check the whole and write manifest.json in one step (old or new, never half).
+    """The manifest of all files below ``folder``, checked and written to manifest.json in one step.
 
     Args:
-        known: files that are not hashed again, as the caller has not touched them since.
+        known: entries of files that have not changed since they were hashed.
 
     Raises:
         BundleError: something would be refused when the bundle is opened; nothing is written.
@@ -166,7 +172,7 @@ def write_manifest(
 
 
 def installed_version(distribution: str = "arlon-rt") -> str:
-    """Version of an installed distribution; ``"0+source"`` when it runs from a source folder alone."""
+    """The version of an installed distribution; ``"0+source"`` in a source folder that is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -176,10 +182,7 @@ def installed_version(distribution: str = "arlon-rt") -> str:
 
 
 def _entry(path: Path) -> FileEntry:
-    digest = hashlib.sha256()
-    for chunk in digest_chunks(path):
-        digest.update(chunk)
-    return FileEntry(size=path.stat().st_size, sha256=digest.hexdigest())
+    return FileEntry(size=path.stat().st_size, sha256=file_sha256(path))
 
 
 def _read_manifest(folder: Path) -> bytes:

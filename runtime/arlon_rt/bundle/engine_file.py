@@ -1,8 +1,7 @@
-"""An engine on disk: a header of fixed size that says what it is, then the plan that TensorRT wrote."""
+"""An engine on disk: a header of fixed size with its identity, then the plan that TensorRT wrote."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,38 +10,38 @@ from typing import Literal
 
 from arlon_rt.bundle.schema import from_json, to_json
 from arlon_rt.errors import BundleError, EngineError
+from arlon_rt.files import file_sha256
 
 MAGIC = b"arlon-rt engine 1\n"
 HEADER_BYTES = 4096
-"""The plan begins here: a page, so that it can be mapped, and so that ``tail -c +4097`` cuts the header off."""
-READ_BYTES = 1 << 20
+"""Size of the header: one page, so that the plan can be mapped. ``tail -c +4097`` cuts the header off."""
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
 MODULES: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Flavour -> the Python module; the two are alike in all that is used here."""
+"""Flavour -> its Python module. arlon-rt uses nothing in which the two modules differ."""
 ANY_SIZE = "any"
-"""The profile of an engine that takes every size the bundle allows."""
+"""The profile of an engine for every size that the bundle allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What must be the same for an engine to be usable, besides the ONNX graph it was built from."""
+    """What must match, besides the ONNX graph it was built from, for an engine to be usable."""
 
     flavour: Flavour
     version: str
-    """Of TensorRT, exactly: ``"1.7.1.116"``."""
+    """The exact version of TensorRT: ``"1.7.1.116"``."""
     compute_capability: str
     """``"sm89"``."""
     precision: str
     profile: str = ANY_SIZE
-    """``"any"``, or the sizes it was built for: ``"512x512x68"``, several joined by ``_``."""
+    """``"any"``, or the sizes that it was built for, joined by ``_``: ``"512x512x68"``."""
     weight_streaming: bool = False
-    """Whether it may be told to keep a part of its weights in the host's memory."""
+    """Whether it can keep a part of its weights in the host's memory."""
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its engines."""
+        """The name of the folder of its engines."""
         return "-".join(self._words)
 
     def __str__(self) -> str:
@@ -56,12 +55,12 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineHeader:
-    """What an engine file says of itself."""
+    """What an engine file states about itself."""
 
     graph: str
     identity: Identity
     source: str
-    """`source_hash` of the graph it was built from."""
+    """The `source_hash` of the graph that it was built from."""
     plan_bytes: int
     plan_sha256: str
 
@@ -75,10 +74,10 @@ def encode_header(header: EngineHeader) -> bytes:
 
 
 def read_header(path: Path) -> EngineHeader:
-    """What the file ``path`` says of itself, after a check that it is as long as it says.
+    """The header of the engine file ``path``, if the file is as long as its header states.
 
     Raises:
-        EngineError: it is no engine of this project, was cut off, or its header is damaged.
+        EngineError: it is not an engine of arlon-rt, was truncated, or its header is damaged.
     """
     try:
         size = path.stat().st_size
@@ -101,21 +100,17 @@ def read_header(path: Path) -> EngineHeader:
 
 
 def check_plan(path: Path, header: EngineHeader) -> None:
-    """Read the whole plan and raise `EngineError` unless it has the hash that the header states."""
-    digest = hashlib.sha256()
+    """Raise `EngineError` unless the whole plan has the hash that the header states."""
     try:
-        with path.open("rb") as file:
-            file.seek(HEADER_BYTES)
-            while chunk := file.read(READ_BYTES):
-                digest.update(chunk)
+        sha256 = file_sha256(path, start=HEADER_BYTES)
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error}") from error
-    if digest.hexdigest() != header.plan_sha256:
+    if sha256 != header.plan_sha256:
         raise EngineError(f"{path} was changed since it was built: its SHA-256 is not the one stated for it")
 
 
 def read_plan(path: Path) -> bytes:
-    """What TensorRT deserialises, of a file that `find_engine` gave."""
+    """The plan, which TensorRT deserialises, of a file that `find_engine` found."""
     with path.open("rb") as file:
         file.seek(HEADER_BYTES)
         return file.read()

@@ -1,7 +1,7 @@
-"""Engines of a bundle: the index, where they lie, and which may be loaded. TensorRT itself is never asked.
+"""The engines of a bundle: their index, their folders, and which of them may be loaded. TensorRT is never called.
 
-engines/index.json lists them, engines/<identity>/<graph>.engine are they: in the bundle, or for a bundle that cannot
-be written in the user's cache. The manifest knows nothing of them.
+engines/index.json lists the files engines/<identity>/<graph>.engine. The folder engines lies in the bundle, or in the
+user's cache if the bundle cannot be written. The manifest does not list engines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from arlon_rt.bundle.engine_file import ANY_SIZE, EngineHeader, Identity, check_
 from arlon_rt.bundle.folder import ENGINES
 from arlon_rt.bundle.manifest import MAX_BYTES, check_name
 from arlon_rt.bundle.schema import from_json, to_json
-from arlon_rt.bundle.trust import was_built_here
+from arlon_rt.bundle.trust import built_by_this_user
 from arlon_rt.errors import BundleError, BundleNotFoundError, EngineError, EngineNotFoundError
 from arlon_rt.files import cache_folder, write_atomically
 
@@ -39,7 +39,7 @@ class EngineProfile:
     name: str
     """``"any"`` or a size; for the token model's step also ``"prefill"`` or ``"decode"``."""
     ranges: Mapping[str, tuple[int, int, int]]
-    """Axis of graphs.py -> (min, opt, max)."""
+    """Axis of graphs.py -> its (min, opt, max)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,14 @@ class EngineEntry:
 
     header: EngineHeader
     profiles: tuple[EngineProfile, ...]
-    """In the engine's own order."""
+    """In the order that the engine has them."""
     layers: Mapping[str, int]
-    """Layers of the network that was compiled, by TensorRT's type; not of the engine, whose layers are fused."""
+    """TensorRT's layer type -> number of layers in the compiled network. The layers of the engine itself are fused."""
     wider: Mapping[str, int] = field(default_factory=dict)
-    """Heavy layers that compute in float32 in a half-precision set, by type."""
+    """Layer type -> number of heavy layers that compute in float32 although the precision is half."""
     build_seconds: float
     arlon_rt: str
-    """Version that built it."""
+    """The version of arlon-rt that built it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,14 @@ class Index:
 
 @dataclass(frozen=True)
 class EngineStore:
-    """A folder of engines: a bundle's own, or one in the user's cache."""
+    """A folder of engines, in the bundle or in the user's cache."""
 
     root: Path
-    """Links that leave it are refused."""
+    """An engine whose path leaves this folder through a link is refused."""
     folder: Path
 
     def index(self) -> Index:
-        """What is there; an empty index where there is none.
+        """The index of the folder, which is empty if the folder has none.
 
         Raises:
             EngineError: index.json is damaged.
@@ -100,7 +100,7 @@ class EngineStore:
         return index
 
     def add(self, entry: EngineEntry, others: Sequence[EngineEntry]) -> tuple[EngineEntry, ...]:
-        """Write the index with ``entry`` in place of any of the same graph and identity; return what it lists."""
+        """Write ``entry`` to the index, in place of one of the same graph and identity. Returns all entries."""
         key = (entry.header.graph, entry.header.identity)
         engines = (*(e for e in others if (e.header.graph, e.header.identity) != key), entry)
         content = json.dumps(to_json(Index(engines=engines)), indent=1).encode("ascii") + b"\n"
@@ -108,7 +108,7 @@ class EngineStore:
         return engines
 
     def path(self, graph: str, identity: Identity) -> Path:
-        """Where an engine lies or would lie."""
+        """The path that an engine has or would have."""
         name = _file_name(graph, identity)
         try:
             check_name(name)
@@ -119,19 +119,19 @@ class EngineStore:
         return path
 
     def find(self, bundle: Bundle, graph: str, identity: Identity, *, trust: bool, whole: bool = True) -> Path:
-        """The engine of this store that fits and may be loaded.
+        """The file of the engine in this folder that fits and may be loaded.
 
         Args:
-            trust: take an engine that this user did not build.
-            whole: also hash the plan; without it a flipped bit is not seen.
+            trust: accept an engine that this user did not build.
+            whole: also hash the plan; without it a flipped bit goes unnoticed.
 
         Raises:
-            EngineError: none fits; the message says what differs.
+            EngineError: no engine fits; the message says what differs.
         """
-        mine = [e.header for e in self.index().engines if e.header.graph == graph]
-        header = next((h for h in mine if h.identity == identity), None)
+        headers = [e.header for e in self.index().engines if e.header.graph == graph]
+        header = next((h for h in headers if h.identity == identity), None)
         if header is None:
-            raise _other_identity(self.folder, graph, identity, [h.identity for h in mine])
+            raise _other_identity(self.folder, graph, identity, [h.identity for h in headers])
         if header.source != source_hash(bundle, graph, identity.precision):
             raise EngineError(f"the engine of {graph} was built from another ONNX graph than the bundle's {graph}")
         path = self.path(graph, identity)
@@ -141,10 +141,10 @@ class EngineStore:
             raise EngineError(f"{path} is not the engine that the index lists: it was renamed or copied there")
         if whole:
             check_plan(path, header)
-        if not trust and not was_built_here(header.plan_sha256):
+        if not trust and not built_by_this_user(header.plan_sha256):
             raise EngineError(
-                f"{path} was not built here by this user, and an engine is code "
-                f"(if you trust where it comes from: --trust-engines)"
+                f"{path} was not built on this machine by this user, and an engine is code "
+                f"(--trust-engines loads it if you trust its origin)"
             )
         return path
 
@@ -154,10 +154,10 @@ class EngineStore:
 
 
 def find_engine(bundle: Bundle, graph: str, identity: Identity, trust: bool = False) -> Path:
-    """The engine file of ``graph`` that fits ``identity``, found by the index and its header, hashed, and trusted.
+    """The engine file of ``graph`` that fits ``identity`` and may be loaded. Its header and its hash were checked.
 
     Raises:
-        EngineError: none fits; the message says what differs and gives the command that builds the right one.
+        EngineError: no engine fits; the message says what differs and has the command that builds the right one.
     """
     bundle.graph(graph, identity.precision)
     faults: list[EngineError] = []
@@ -171,27 +171,27 @@ def find_engine(bundle: Bundle, graph: str, identity: Identity, trust: bool = Fa
 
 
 def find_entry(bundle: Bundle, path: Path) -> EngineEntry:
-    """What the index says of a file that `find_engine` gave: its profiles and layers."""
+    """The index entry, with profiles and layers, of a file that `find_engine` found."""
     header = read_header(path)
     store = next(s for s in engine_stores(bundle) if path.is_relative_to(s.folder))
     return next(e for e in store.index().engines if e.header == header)
 
 
 def engine_stores(bundle: Bundle) -> tuple[EngineStore, EngineStore]:
-    """Where engines of ``bundle`` may lie: its own folder, the user's cache."""
+    """The two folders in which engines of ``bundle`` may lie: its own, and one in the user's cache."""
     cached = cache_folder() / ENGINES / bundle.hash
     return EngineStore(bundle.path, bundle.path / ENGINES), EngineStore(cached, cached)
 
 
 def store_to_build_in(bundle: Bundle) -> EngineStore:
-    """The bundle's own folder if it can be written; files of an installed package are left alone."""
+    """The folder to build engines in: the bundle's own if it can be written and is not part of an installed package."""
     own, cached = engine_stores(bundle)
-    there = own.folder if own.folder.exists() else bundle.path
-    return own if os.access(there, os.W_OK | os.X_OK) and not _is_installed(bundle.path) else cached
+    existing = own.folder if own.folder.exists() else bundle.path
+    return own if os.access(existing, os.W_OK | os.X_OK) and not _is_installed(bundle.path) else cached
 
 
 def source_hash(bundle: Bundle, graph: str, precision: str) -> str:
-    """One hash of an ONNX file and its external data, from the hashes that the manifest states."""
+    """The hash of an ONNX file and its external data, from the hashes that the manifest states."""
     entry = bundle.graph(graph, precision)
     digest = hashlib.sha256()
     for name in (entry.file, *sorted(entry.data)):
@@ -213,15 +213,15 @@ def _file_name(graph: str, identity: Identity) -> str:
     return f"{identity.folder}/{graph}.engine"
 
 
-def _other_identity(folder: Path, graph: str, wanted: Identity, there: Sequence[Identity]) -> EngineError:
-    """What the nearest engine of ``graph`` has otherwise, or that there is none."""
-    if not there:
+def _other_identity(folder: Path, graph: str, required: Identity, built: Sequence[Identity]) -> EngineError:
+    """The error that says how the most similar engine of ``graph`` differs, or that the folder has none."""
+    if not built:
         return EngineNotFoundError(f"{folder} has no engine of {graph}")
     names = [f.name for f in dataclasses.fields(Identity)]
-    nearest = max(there, key=lambda i: sum(getattr(i, n) == getattr(wanted, n) for n in names))
+    nearest = max(built, key=lambda i: sum(getattr(i, n) == getattr(required, n) for n in names))
     differences = [
-        f"{_DIFFERENCES[n]} is {getattr(wanted, n)} and it was built for {getattr(nearest, n)}"
-        for n in names if getattr(nearest, n) != getattr(wanted, n)
+        f"{_DIFFERENCES[n]} is {getattr(required, n)} and it was built for {getattr(nearest, n)}"
+        for n in names if getattr(nearest, n) != getattr(required, n)
     ]
     return EngineError(f"the engine of {graph} in {folder} does not fit: {', '.join(differences)}")
 

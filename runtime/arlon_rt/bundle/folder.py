@@ -1,4 +1,4 @@
-"""The files in a bundle's folder: their names, found without leaving it."""
+"""The files in a bundle's folder: their names, and paths that never lead out of it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from arlon_rt.errors import BundleError
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
 ENGINES = "engines"
-"""Folder of engines built on this machine: a cache, which the manifest never lists."""
-
+"""The folder of engines that were built on this machine: a cache, which the manifest never lists."""
 
 
 def contained(folder: Path, name: str) -> Path:
-    """The regular file ``name`` inside ``folder``.
+    """The path of the regular file ``name`` inside ``folder``.
 
     Raises:
         BundleError: the name is not plain and relative, a link leaves the folder, or there is no such file.
@@ -33,6 +32,6 @@ def contained(folder: Path, name: str) -> Path:
 
 
 def listed_files(folder: Path) -> list[str]:
-    """Names of the files below ``folder`` that a manifest must list: all but itself and the engines' cache."""
+    """Names of the files below ``folder`` that a manifest must list: all but itself and the engines."""
     names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
     return sorted(n for n in names if n != MANIFEST and not n.startswith(f"{ENGINES}/"))

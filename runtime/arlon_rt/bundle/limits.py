@@ -1,6 +1,6 @@
-"""Which model configurations make sense: sizes positive and bounded, networks that fit together.
+"""Which model configurations make sense: their sizes are positive and bounded, and their networks fit together.
 
-Checked before anything is allocated, so that a damaged or hostile manifest costs an error and no memory.
+The check comes before anything is allocated, so a damaged or hostile manifest costs an error and no memory.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from arlon_rt.errors import BundleError
 from arlon_rt.graphs import GraphSpec, graph_specs
 
 MAX_SIZE = 1 << 20
-"""Largest size of any kind: widths, vocabularies, cache slots, pixels."""
+"""The largest size of any kind: widths, vocabularies, cache slots, pixels."""
 MAX_DEPTH = 1024
-"""Largest number of layers or blocks, and entries of a list."""
+"""The largest number of layers, of blocks, and of entries of a list."""
 MAX_TOP_K = 1024
-"""TensorRT refuses a TopK over 3840 and sampling slows down from 1024 on."""
+"""TensorRT refuses a TopK over 3840, and sampling slows down from 1024 on."""
 MAX_ELEMENTS = 1 << 34
-"""Largest number of elements of one input or output of a graph."""
+"""The largest number of elements of one input or output of a graph."""
 
 _COUNTS = frozenset({"depth", "num_layers", "num_res_blocks", "layers_per_block"})
 
@@ -39,7 +39,7 @@ def check_model(c: ModelConfig) -> None:
 
 
 def _check_sizes(value: Any, where: str) -> None:
-    """Walk the configuration: integers 1..MAX_SIZE, lists 1..MAX_DEPTH entries; floats are checked by `_rules`."""
+    """Raise `BundleError` unless integers are 1..MAX_SIZE and lists hold 1..MAX_DEPTH entries; `_rules` has floats."""
     if dataclasses.is_dataclass(value):
         for f in dataclasses.fields(value):
             _check_sizes(getattr(value, f.name), f"{where}.{f.name}")
@@ -56,9 +56,9 @@ def _check_sizes(value: Any, where: str) -> None:
 
 
 def _rules(c: ModelConfig) -> list[tuple[bool, str]]:
-    """(holds, what is wrong otherwise) for everything that ties two fields together."""
+    """Each rule that ties two fields together: (whether it holds, the message if not)."""
     d, v, video = c.dit, c.vae, c.video
-    channels = v.latent_embed_dim
+    channels, (highest, widest) = v.latent_embed_dim, video.largest
     rules = [
         (d.hidden_size % d.num_heads == 0,
          f"dit.hidden_size {d.hidden_size} is no multiple of num_heads {d.num_heads}"),
@@ -74,14 +74,14 @@ def _rules(c: ModelConfig) -> list[tuple[bool, str]]:
         (len(v.shift) == len(v.scale) == channels, f"vae.shift and vae.scale must have {channels} entries"),
         (all(s > 0 for s in v.scale), "vae.scale must be positive"),
         (v.scaling_factor > 0, f"vae.scaling_factor is {v.scaling_factor}; it must be positive"),
-        (len(v.block_out_channels) <= 8, f"vae.block_out_channels has {len(v.block_out_channels)} stages; 8 at most"),
-        (len(v.temporal_downsample) <= 8, "vae.temporal_downsample has more than 8 stages"),
+        (len(v.block_out_channels) <= 8, f"vae.block_out_channels has {len(v.block_out_channels)} levels; 8 at most"),
+        (len(v.temporal_downsample) <= 8, "vae.temporal_downsample has more than 8 levels"),
         (video.overlap_frames == v.chunk_frames,
          f"video.overlap_frames is {video.overlap_frames}; it must be vae.chunk_frames {v.chunk_frames}"),
         (video.segment_frames > v.chunk_frames and video.segment_frames % v.chunk_frames == 0,
          f"video.segment_frames is {video.segment_frames}; two or more times vae.chunk_frames {v.chunk_frames}"),
-        ((video.max_height or video.height) >= video.height, f"video.max_height is below height {video.height}"),
-        ((video.max_width or video.width) >= video.width, f"video.max_width is below width {video.width}"),
+        (highest >= video.height, f"video.max_height is below height {video.height}"),
+        (widest >= video.width, f"video.max_width is below width {video.width}"),
         (c.text.layer_norm_epsilon > 0, "text.layer_norm_epsilon must be positive"),
         (d.rope_theta > 0 and d.mlp_ratio > 0, "dit.rope_theta and dit.mlp_ratio must be positive"),
     ]
@@ -89,7 +89,7 @@ def _rules(c: ModelConfig) -> list[tuple[bool, str]]:
 
 
 def _guided_rules(c: ModelConfig) -> list[tuple[bool, str]]:
-    """The rules of the networks that baseline mode does without."""
+    """The rules of the token model, the VQ-VAE and the injection, where the model has them."""
     a, q, injection = c.ar, c.vq, c.injection
     if not (a and q and injection):
         return []
@@ -105,7 +105,7 @@ def _guided_rules(c: ModelConfig) -> list[tuple[bool, str]]:
          f"ar.max_top_k is {a.max_top_k}; at most {min(MAX_TOP_K, a.num_codes)}"),
         (all(s & (s - 1) == 0 and s <= 64 for s in q.stride), f"vq.stride {q.stride}: powers of two, at most 64"),
         (len(q.encoder_channels or q.channels) == len(q.channels),
-         f"vq.encoder_channels is {q.encoder_channels}; as many stages as vq.channels {q.channels} are needed"),
+         f"vq.encoder_channels is {q.encoder_channels}; as many levels as vq.channels {q.channels} are needed"),
         (q.latent_channels == c.vae.latent_embed_dim,
          f"vq.latent_channels is {q.latent_channels}, vae.latent_embed_dim {c.vae.latent_embed_dim}"),
         (max(injection.layers) < c.dit.depth,

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: its fields, its strict reader and its checks. Nothing here touches a model file."""
+"""The manifest of a bundle: its fields, its strict reader and its checks. No model file is read."""
 
 from __future__ import annotations
 
@@ -13,20 +13,13 @@ import arlon_rt.bundle.limits as limits
 from arlon_rt.bundle.schema import from_json, to_json
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, OptionsError
-from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, TensorSignature, graph_specs, signature
+from arlon_rt.graphs import FLOAT_DTYPE, TensorSignature, graph_specs
 from arlon_rt.options import GenerateOptions
 
 FORMAT = 1
 MAX_BYTES = 4 << 20
-"""A larger manifest is refused unread."""
+"""A larger manifest is refused without being read."""
 MAX_FILE_BYTES = 1 << 40
-
-
-
-
-
-
-
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -60,7 +53,7 @@ class GraphEntry:
     kept_fp32: Mapping[str, str] = field(default_factory=dict)
     """Operations kept in float32 in a half-precision set, with the reason of each."""
     checked: str = ""
-    """What the exporter did to check the graph, and what it could not do; empty: it does not say."""
+    """How the exporter checked the graph, and what it could not check; may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +62,22 @@ class Manifest:
 
     format: int = FORMAT
     arlon_rt: str
-    """Version of arlon-rt that wrote the bundle."""
+    """The version of arlon-rt that wrote the bundle."""
     model: ModelConfig
     defaults: Mapping[str, Any]
-    """Fields of `GenerateOptions` that a request takes from here where it says nothing."""
+    """Fields of `GenerateOptions` for a request that leaves them out."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Where the weights come from: free-form JSON, shown by ``arlon-rt inspect``."""
+    """Where the weights come from: free-form JSON, which ``arlon-rt inspect`` shows."""
     licence: str = "Apache-2.0"
     parameters: Mapping[str, int] = field(default_factory=dict)
-    """Weights of each network (``text``, ``ar``, ``vq``, ``dit``, ``vae``)."""
+    """The number of weights of each network (``text``, ``ar``, ``vq``, ``dit``, ``vae``)."""
     files: Mapping[str, FileEntry]
     graphs: Mapping[str, Mapping[str, GraphEntry]]
     """graph name -> precision -> entry."""
 
 
 def parse(content: bytes) -> Manifest:
-    """Read and check the bytes of a manifest.json.
+    """The manifest that the bytes of a manifest.json hold, checked.
 
     Raises:
         BundleError: the JSON is damaged, a field is unknown, missing or of the wrong type, or a value is out of range.
@@ -155,21 +148,6 @@ def check_name(name: str) -> None:
             )
     if name.lower() == "manifest.json":
         raise BundleError("manifest.files lists manifest.json, which cannot hold its own hash")
-
-
-def signature_differences(spec: GraphSpec, precision: str, entry: GraphEntry) -> list[str]:
-    """What an entry's inputs and outputs have otherwise than graphs.py; empty when they agree."""
-    differences = []
-    for kind, found, wanted in (("input", entry.inputs, spec.inputs), ("output", entry.outputs, spec.outputs)):
-        expected = signature(wanted, precision)
-        if [t[0] for t in found] != [t[0] for t in expected]:
-            have, want = (", ".join(t[0] for t in tensors) for tensors in (found, expected))
-            differences.append(f"{kind}s are {have}; the contract has {want}")
-            continue
-        for (name, dtype, axes), (_, want_dtype, want_axes) in zip(found, expected, strict=True):
-            if (dtype, axes) != (want_dtype, want_axes):
-                differences.append(f"{kind} {name} is {dtype} {axes}; the contract has {want_dtype} {want_axes}")
-    return differences
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

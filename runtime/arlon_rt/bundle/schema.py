@@ -1,4 +1,4 @@
-"""TODO."""
+"""Dataclasses from JSON values and back, with every type checked."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def to_json(config: Any) -> Any:
-    """A configuration as plain JSON values."""
+    """A dataclass as plain JSON values."""
     return dataclasses.asdict(config)
 
 
 def from_json(cls: type[T], value: Any, where: str = "model") -> T:
-    """Build the dataclass ``cls`` from JSON values.
+    """The dataclass ``cls`` that JSON values describe; ``where`` names them in messages.
 
     Raises:
         BundleError: a field is unknown, missing or of the wrong type; the message names it.
@@ -53,13 +53,13 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         fields = {f.name: f for f in dataclasses.fields(kind)}
         hints = _hints(typing.cast(type, kind))
         for name in value:
-            if name not in fields:
+            if name not in fields and name not in getattr(kind, "REMOVED", ()):
                 raise BundleError(f"{where}.{name} is not a field this version knows ({', '.join(fields)})")
         for name, field in fields.items():
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if required and name not in value:
                 raise BundleError(f"{where}.{name} is missing")
-        built = {name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+        built = {name: _build(hints.get(name, Any), item, f"{where}.{name}") for name, item in value.items()}
         return typing.cast(Any, kind)(**built)
     if origin is tuple:
         if not isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A bundle in a few numbers: what `arlon-rt inspect` shows."""
+"""A bundle in a few numbers, as `arlon-rt inspect` shows it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class GraphSummary:
     name: str
     precisions: tuple[str, ...]
     flops: int
-    """Floating-point operations of one run at the ``opt`` sizes; the first precision's, 0 when not stated."""
+    """Floating-point operations of one run at the ``opt`` sizes, in the first precision; 0 when not stated."""
     bytes_moved: int
-    """Bytes one run must move at the ``opt`` sizes; the first precision's, 0 when not stated."""
+    """Bytes that one run must move at the ``opt`` sizes, in the first precision; 0 when not stated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,25 +31,25 @@ class NetworkSummary:
 
     name: str
     parameters: int | None
-    """``None``: the manifest does not say."""
+    """``None``: the manifest does not state it."""
     bytes_on_disk: int
-    """Size of its weights and graphs, all precisions together."""
+    """Bytes of its weights and graphs, of all precisions together."""
     graphs: tuple[GraphSummary, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSummary:
-    """One engine that was built of a graph."""
+    """One engine of a graph."""
 
     entry: EngineEntry
     path: str
     fault: str | None
-    """Why it would not be loaded, as far as its header tells; its plan is not hashed."""
+    """Why it would not be loaded, as far as its header shows. Its plan is not hashed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A bundle as plain values; `dataclasses.asdict` makes JSON of it."""
+    """A bundle as plain values, which `dataclasses.asdict` turns into JSON."""
 
     path: str
     hash: str
@@ -57,9 +57,9 @@ class Summary:
     arlon_rt: str
     licence: str
     baseline: bool
-    """Plain Open-Sora v1.2: no token model, no semantic injection."""
+    """Whether it is plain Open-Sora v1.2, without token model and semantic injection."""
     precisions: tuple[str, ...]
-    """Precisions in which every graph is there."""
+    """The precisions that every graph has."""
     networks: tuple[NetworkSummary, ...]
     files: int
     bytes_on_disk: int
@@ -68,19 +68,19 @@ class Summary:
     largest_width: int
     max_prompt_tokens: int
     prompt_suffix: str
-    """Appended to each prompt; empty: the model was trained without scores."""
+    """Text that is appended to each prompt. Empty: the model was trained without scores."""
     defaults: ResolvedOptions
-    """A request that asks for nothing."""
+    """The options of a request that names none."""
     provenance: Mapping[str, Any]
     engines: tuple[EngineSummary, ...]
-    """Those in the bundle, then those in the user's cache."""
+    """The engines in the bundle, then those in the user's cache."""
     engine_faults: tuple[str, ...]
-    """Indexes of engines that cannot be read."""
+    """A message for each index of engines that cannot be read."""
 
 
 def describe(bundle: Bundle) -> Summary:
-    """Summarise a bundle from its manifest and the index of its engines; no graph is read."""
-    manifest, video = bundle.manifest, bundle.model.video
+    """The summary of a bundle, from its manifest and the index of its engines. No graph is opened."""
+    manifest, (highest, widest) = bundle.manifest, bundle.model.video.largest
     networks = dict.fromkeys(spec.network for spec in graph_specs(bundle.model).values())
     engines, engine_faults = _engines(bundle)
     return Summary(
@@ -88,7 +88,7 @@ def describe(bundle: Bundle) -> Summary:
         licence=manifest.licence, baseline=bundle.is_baseline, precisions=bundle.precisions,
         networks=tuple(_network(bundle, name) for name in networks),
         files=len(manifest.files), bytes_on_disk=sum(entry.size for entry in manifest.files.values()),
-        largest_height=video.max_height or video.height, largest_width=video.max_width or video.width,
+        largest_height=highest, largest_width=widest,
         max_prompt_tokens=bundle.model.text.max_length, prompt_suffix=bundle.model.text.prompt_suffix,
         defaults=GenerateOptions().resolved(bundle), provenance=manifest.provenance,
         engines=engines, engine_faults=engine_faults,

@@ -1,4 +1,4 @@
-"""The per-user record of engines that were built here: an engine file is code, and loads only if it is in it."""
+"""The record of the engines that this user built: an engine is code, and loads only if the record lists it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from arlon_rt.files import state_folder
 
 
 def record_path() -> Path:
-    """One SHA-256 a line, of the plan of each engine this user built."""
+    """The file of the record: the SHA-256 of each engine's plan, one a line."""
     return state_folder() / "built_engines"
 
 
-def was_built_here(sha256: str) -> bool:
-    """Whether this user built the engine whose plan has this hash.
+def built_by_this_user(sha256: str) -> bool:
+    """Whether the record lists the engine whose plan has this hash.
 
     Raises:
-        EngineError: somebody else could have written the record.
+        EngineError: another user could have written the record, or it cannot be read.
     """
     path = record_path()
     try:
@@ -29,11 +29,16 @@ def was_built_here(sha256: str) -> bool:
     except FileNotFoundError:
         return False
     except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"the record of engines built here, {path}, cannot be read: {error}") from error
+        raise EngineError(f"the record of engines that you built, {path}, cannot be read: {error}") from error
 
 
 def record(sha256: str) -> None:
-    """Add an engine that this process has just built."""
+    """Add an engine that this process has just built.
+
+    Raises:
+        EngineError: another user could have written the record.
+        OutputError: it cannot be written.
+    """
     path = record_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,12 +47,12 @@ def record(sha256: str) -> None:
             _check_owner(path, os.fstat(handle))
             file.write(f"{sha256}\n")
     except OSError as error:
-        raise OutputError(f"the record of engines built here, {path}, cannot be written: {error}") from error
+        raise OutputError(f"the record of engines that you built, {path}, cannot be written: {error}") from error
 
 
 def _check_owner(path: Path, found: os.stat_result) -> None:
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022:
         raise EngineError(
-            f"the record of engines built here, {path}, belongs to another user or can be written by others; "
+            f"the record of engines that you built, {path}, belongs to another user or can be written by others; "
             f"delete it and build again, or `chmod 600 {path}` if you know what it lists"
         )

@@ -8,15 +8,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from arlon_rt.cli.arguments import (
-    add_backend,
-    add_options,
-    add_prompts,
-    machine,
-    open_bundle,
-    read_options,
-    read_prompts,
-)
+from arlon_rt.cli.arguments import add_backend, add_options, add_prompts, machine, read_request
 from arlon_rt.cli.display import WORDS, Clock, print_json
 from arlon_rt.errors import OptionsError
 
@@ -26,7 +18,7 @@ if TYPE_CHECKING:
     from arlon_rt.timeline import Timeline
 
 PROMPT = "a red circle moves right on a black background"
-"""Timed where no other prompt is given; a model's speed does not depend on it."""
+"""Used where the arguments have no prompt; a model's speed does not depend on it."""
 
 
 class Bench:
@@ -36,8 +28,10 @@ class Bench:
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.usage = "%(prog)s [PROMPT] [--runs N] [options]"
-        parser.add_argument("--runs", type=int, default=3, metavar="N", help="timed runs after a first (default: 3)")
-        parser.add_argument("--json", action="store_true", help="print one JSON line")
+        parser.add_argument(
+            "--runs", type=int, default=3, metavar="N", help="timed runs, after one that is not (default: %(default)s)"
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON line (default: off)")
         add_prompts(parser)
         add_options(parser)
         add_backend(parser)
@@ -49,16 +43,15 @@ class Bench:
             raise OptionsError(f"runs is {args.runs}; it must be 1 or more")
         if args.text is None and args.prompt is None and args.prompts is None:
             args.text = PROMPT
-        timeline, bundle = read_prompts(args), open_bundle(args)
-        options = read_options(args, bundle)
+        timeline, bundle, options = read_request(args)
         began = time.perf_counter()
-        here = machine(args)
-        with Pipeline.open(bundle, **here, sized_for=options) as pipeline:
+        where = machine(args)
+        with Pipeline.open(bundle, **where, sized_for=options) as pipeline:
             load = time.perf_counter() - began
             runs = [time_networks(pipeline, timeline, options) for _ in range(args.runs + 1)][1:]
         resolved = options.resolved(bundle)
         result = {
-            "bundle": bundle.hash, "backend": here["backend"], "device": here["device"],
+            "bundle": bundle.hash, "backend": where["backend"], "device": where["device"],
             "machine": platform.processor() or platform.machine(),
             "num_frames": resolved.num_frames, "num_inference_steps": resolved.num_inference_steps,
             "video_seconds": resolved.num_frames / resolved.fps, "load_seconds": load, "runs": runs,
@@ -77,16 +70,16 @@ def time_networks(pipeline: Pipeline, timeline: Timeline, options: GenerateOptio
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Median and range of each network's seconds."""
+    """Print the median and the range of each network's seconds."""
     runs, video = result["runs"], result["video_seconds"]
     print(f"{result['num_frames']} frames ({video:.2f} s), {result['num_inference_steps']} steps, {result['device']}, "
           f"{len(runs)} runs; loading took {result['load_seconds']:.2f} s")
-    print(f"{'work':<22}{'median s':>10}{'min':>9}{'max':>9}{'share':>8}")
+    print(f"{'network':<22}{'median s':>10}{'min':>9}{'max':>9}{'share':>8}")
     total = statistics.median(run["total"] for run in runs)
-    for work in runs[0]:
-        seconds = [run.get(work, 0.0) for run in runs]
+    for network in runs[0]:
+        seconds = [run.get(network, 0.0) for run in runs]
         middle = statistics.median(seconds)
-        name = WORDS.get(work, work)
+        name = WORDS.get(network, network)
         print(f"{name:<22}{middle:>10.3f}{min(seconds):>9.3f}{max(seconds):>9.3f}{middle / total:>8.0%}")
     print(f"{video / total:.2f}× real time, {result['num_frames'] / total:.1f} frames/s")
 

@@ -1,4 +1,4 @@
-"""``arlon-rt inspect``, ``verify``, ``doctor``: what a bundle holds, if it is whole, what this machine can run."""
+"""``arlon-rt inspect`` and ``verify``: what a bundle holds, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from arlon_rt.cli.arguments import open_bundle
+from arlon_rt.cli.arguments import add_bundle, open_bundle
+from arlon_rt.units import scaled
 
 if TYPE_CHECKING:
     from arlon_rt.bundle import NetworkSummary, Summary
-from arlon_rt.cli.arguments import add_bundle
-from arlon_rt.units import scaled
 
 LONGEST_VALUE = 100
-"""Characters shown of one entry of the provenance, which may be anything."""
+"""The most characters that are shown of one provenance entry, which may be of any length."""
 
 
 class Inspect:
     """The command; see `arlon_rt.cli.main.Command`."""
 
-    help = "Say what a bundle holds: its networks, graphs, engines, precisions, sizes and defaults. No graph is read."
+    help = "Show what a bundle holds: networks, graphs, engines, precisions, sizes and defaults. No graph is opened."
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add_bundle(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
 
     def run(self, args: argparse.Namespace) -> int:
         from arlon_rt.bundle import describe
@@ -41,11 +40,14 @@ class Inspect:
 class Verify:
     """The command; see `arlon_rt.cli.main.Command`."""
 
-    help = "Check a bundle: every file's hash, that none lies outside, and every graph's signature."
+    help = "Check a bundle: the hash of every file, that no file lies outside, and the signature of every graph."
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         add_bundle(parser)
-        parser.add_argument("--deep", action="store_true", help="also open every graph and compare what it says itself")
+        parser.add_argument(
+            "--deep", action="store_true",
+            help="also open every graph, and compare its signature with the manifest (default: off)",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         bundle = open_bundle(args)
@@ -63,11 +65,8 @@ class Verify:
         return 1 if errors else 0
 
 
-
-
-
 def print_summary(summary: Summary) -> None:
-    """A bundle on one screen."""
+    """Print a bundle on one screen."""
     kind = "Open-Sora v1.2 (no token model)" if summary.baseline else "ARLON"
     defaults = summary.defaults
     print(summary.path)
@@ -92,7 +91,7 @@ def print_summary(summary: Summary) -> None:
 
 
 def print_network(network: NetworkSummary) -> None:
-    """A line a graph; what belongs to the network stands in its first."""
+    """Print a line for each graph. The first also has the figures of the network."""
     parameters = "" if network.parameters is None else scaled(network.parameters)
     name, size = network.name, f"{scaled(network.bytes_on_disk)}B"
     for graph in network.graphs:
@@ -102,16 +101,15 @@ def print_network(network: NetworkSummary) -> None:
 
 
 def print_engines(summary: Summary) -> None:
-    """A block for each identity, in it a line for each engine."""
+    """Print a block for each identity, with a line for each of its engines."""
     for fault in summary.engine_faults:
         print(f"\nengines: {fault}")
-    blocks = dict.fromkeys(engine.entry.header.identity for engine in summary.engines)
-    for identity in blocks:
-        mine = [engine for engine in summary.engines if engine.entry.header.identity == identity]
-        total = sum(engine.entry.header.plan_bytes for engine in mine)
+    for identity in dict.fromkeys(engine.entry.header.identity for engine in summary.engines):
+        engines = [engine for engine in summary.engines if engine.entry.header.identity == identity]
+        total = sum(engine.entry.header.plan_bytes for engine in engines)
         print(f"\nengines for {identity}: {scaled(total)}B")
         print(f"{'graph':<14}{'on disk':>10}{'layers':>8}{'attention':>11}{'cache updates':>15}{'profiles':>10}")
-        for engine in mine:
+        for engine in engines:
             header, layers = engine.entry.header, engine.entry.layers
             print(f"{header.graph:<14}{scaled(header.plan_bytes) + 'B':>10}{sum(layers.values()):>8}"
                   f"{layers.get('ATTENTION_INPUT', 0):>11}{layers.get('KV_CACHE_UPDATE', 0):>15}"
@@ -120,5 +118,3 @@ def print_engines(summary: Summary) -> None:
 
 inspect = Inspect()
 verify = Verify()
-
-

@@ -7,30 +7,33 @@ Ctrl-C and SIGTERM. Results go to stdout; progress and errors to stderr.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError
+from arlon_rt.options import RemovedOptionWarning
 
 GROUP = "arlon_rt.commands"
 """Entry points through which the other packages add commands; they are loaded only when chosen."""
 BUILT_IN = {
     "generate": ("arlon_rt.cli.generate:generate", "make a video from a prompt"),
-    "inspect": ("arlon_rt.cli.bundle:inspect", "say what a bundle holds"),
+    "options": ("arlon_rt.cli.options:options", "list the options of generate: values, defaults, meaning"),
+    "inspect": ("arlon_rt.cli.bundle:inspect", "show what a bundle holds"),
     "verify": ("arlon_rt.cli.bundle:verify", "check a bundle's files, hashes and signatures"),
     "bench": ("arlon_rt.cli.bench:bench", "time a generation, network by network"),
-    "doctor": ("arlon_rt.cli.doctor:doctor", "say what this machine can run, and what to install"),
+    "doctor": ("arlon_rt.cli.doctor:doctor", "check this machine, and say what to install"),
 }
 PLUGGED_IN = {
     "build": "build TensorRT engines of a bundle (extra: tensorrt or tensorrt-rtx)",
     "export": "turn a checkpoint into a bundle (extra: export)",
     "parity": "compare the graphs that ship with recorded outputs (extra: export)",
 }
-"""What the help says of the other packages' commands, which it does not load."""
+"""The help of the other packages' commands, which are not loaded for it."""
 DISTRIBUTION = "arlon-rt"
 
 
@@ -46,7 +49,7 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as every other error is reported: one line, exit 2."""
+    """A parser that reports a wrong argument like every other error: one line, exit 2."""
 
     def error(self, message: str) -> NoReturn:
         raise OptionsError(f"{message}; see `{self.prog} --help`")
@@ -77,35 +80,46 @@ def _dispatch(argv: list[str]) -> int:
 
         print(f"{DISTRIBUTION} {installed_version()}")
         return 0
-    command = _load(name)
-    parser = Parser(prog=f"{DISTRIBUTION} {name}", description=command.help, allow_abbrev=False)
-    command.configure(parser)
     try:
-        args = parser.parse_args(argv[1:])
-    except SystemExit as stop:   # --help
-        return int(stop.code or 0)
-    try:
-        return command.run(args)
+        command = _load(name)
+        parser = Parser(prog=f"{DISTRIBUTION} {name}", description=command.help, allow_abbrev=False)
+        command.configure(parser)
+        try:
+            args = parser.parse_args(argv[1:])
+        except SystemExit as stop:   # --help
+            return int(stop.code or 0)
+        with _removed_options_printed():
+            return command.run(args)
     except ModuleNotFoundError as error:
         _explain_missing(name, error)
         raise
+
+
+@contextlib.contextmanager
+def _removed_options_printed() -> Iterator[None]:
+    """Print the warning about a removed option as one line, whatever ``python -W`` says."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RemovedOptionWarning)
+        show = warnings.showwarning
+
+        def shown(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, RemovedOptionWarning):
+                print(f"{DISTRIBUTION}: {message}", file=sys.stderr)
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = shown
+        yield
 
 
 def _load(name: str) -> Command:
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name][0].partition(":")
-        command: Command = getattr(import_module(module), attribute)
-        return command
     plugins = _plugins()
-    if name not in plugins:
+    entry = EntryPoint(name, BUILT_IN[name][0], GROUP) if name in BUILT_IN else plugins.get(name)
+    if entry is None:
         what = "option" if name.startswith("-") else "command"
         raise OptionsError(f"there is no {what} {name!r}; the commands are {', '.join([*BUILT_IN, *plugins])}")
-    try:
-        plugin: Command = plugins[name].load()
-    except ModuleNotFoundError as error:
-        _explain_missing(name, error)
-        raise
-    return plugin
+    command: Command = entry.load()
+    return command
 
 
 def _plugins() -> dict[str, EntryPoint]:
@@ -113,7 +127,7 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def _explain_missing(name: str, error: ModuleNotFoundError) -> None:
-    """Raise `MissingExtraError` about a module that is not installed, unless it is one of this project's own."""
+    """Raise `MissingExtraError` about a module that is not installed, unless it is one of the project's own."""
     if error.name is None or error.name.startswith("arlon_"):
         return
     plugin = _plugins().get(name)
@@ -127,18 +141,18 @@ def _help() -> str:
     width = max(map(len, [*BUILT_IN, *plugins]))
     commands = [f"  {name:<{width}}  {text}" for name, (_, text) in BUILT_IN.items()]
     commands += [f"  {name:<{width}}  {PLUGGED_IN.get(name, f'from {e.module}')}" for name, e in plugins.items()]
-    return "\n".join([
-        f"usage: {DISTRIBUTION} COMMAND …",
-        "",
-        "Text to long video with ARLON, without PyTorch.",
-        "",
-        "commands:",
-        *commands,
-        "",
-        f"  {DISTRIBUTION} COMMAND --help   what a command takes",
-        f"  {DISTRIBUTION} --version        the version",
-        "",
-        "example:",
-        f'  {DISTRIBUTION} generate "a red circle moves right on a black background" -o out.mp4',
-        "",
-    ])
+    lines = "\n".join(commands)
+    return f"""\
+usage: {DISTRIBUTION} COMMAND …
+
+Text to long video with ARLON, without PyTorch.
+
+commands:
+{lines}
+
+  {DISTRIBUTION} COMMAND --help   what a command takes
+  {DISTRIBUTION} --version        the version
+
+example:
+  {DISTRIBUTION} generate "a red circle moves right on a black background" -o out.mp4
+"""

@@ -1,4 +1,4 @@
-"""Open-Sora's named sizes (spec 5.6): what ``--resolution 480p --aspect-ratio 16:9`` means in pixels."""
+"""The sizes in pixels of Open-Sora's named resolutions, such as ``480p`` (docs/spec.md 5.6)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SIZES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "720p": {"16:9": (720, 1280), "9:16": (1280, 720), "1:1": (960, 960)},
     "1080p": {"16:9": (1080, 1920), "9:16": (1920, 1080)},
 }
-"""(height, width) in pixels. Aspect ratios are width:height, as users write them; Open-Sora's own keys are
-height:width, so that its "9:16" is landscape."""
+"""(height, width) in pixels. Aspect ratios are width:height, as users write them. Open-Sora's own keys are
+height:width: its "9:16" is landscape."""
 
 
 def size_of(resolution: str, aspect_ratio: str | None = None) -> tuple[int, int]:
-    """(height, width) of a named size; without an aspect ratio landscape, or the only shape there is.
+    """(height, width) in pixels of a named resolution, by default in its first aspect ratio: landscape, else square.
 
     Raises:
-        OptionsError: there is no such size; the message lists those there are.
+        OptionsError: there is no such size. The message lists the known ones.
     """
     shapes = SIZES.get(resolution)
     if shapes is None:

@@ -3,7 +3,8 @@
 from arlon_rt.generation.ahead import Ahead
 from arlon_rt.generation.control import peak_memory
 from arlon_rt.generation.decoding import Chunk
+from arlon_rt.generation.drafting import all_tokens
 from arlon_rt.generation.generation import Generation, Work
 from arlon_rt.generation.snapshot import Machine, Snapshot
 
-__all__ = ["Ahead", "Chunk", "Generation", "Machine", "Snapshot", "Work", "peak_memory"]
+__all__ = ["Ahead", "Chunk", "Generation", "Machine", "Snapshot", "Work", "all_tokens", "peak_memory"]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from arlon_rt.conditioning import NOTHING, Conditions, Placement, Reference
 from arlon_rt.errors import OptionsError, OutputError
+from arlon_rt.files import replacing
 from arlon_rt.networks import TokenState
 from arlon_rt.options import GenerateOptions
 from arlon_rt.request import Boundary
@@ -75,28 +76,19 @@ class Snapshot:
             "placements": [dataclasses.asdict(p) for p in self.conditions.placements], "lead": self.lead,
             "sources": dict(self.sources),
         }
-        tensors: dict[str, NDArray[Any]] = {}
-        if boundary.before is not None:
-            tensors["before"] = boundary.before
+        tensors: dict[str, NDArray[Any] | None] = {"before": boundary.before, "given_tokens": self.tokens}
         if boundary.tokens is not None:
             state |= {name: getattr(boundary.tokens, name) for name in COUNTS}
             tensors["codes"] = np.array(boundary.tokens.codes, np.int64)
         for i, reference in enumerate(self.conditions.references):
             tensors |= {f"latents_{i}": reference.latents, f"drafted_{i}": reference.drafted}
-        if self.tokens is not None:
-            tensors["given_tokens"] = self.tokens
         # safetensors 0.8 writes a view's values in the order in which they lie in memory
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        contents = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None}
         path = Path(path)
-        part = path.with_name(path.name + ".part")
         try:
-            with part.open("wb") as file:
-                file.write(save(tensors, {"arlon_rt_snapshot": FORMAT, "state": json.dumps(state)}))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            with replacing(path, path.with_name(path.name + ".part")) as file:   # a killed process leaves one at most
+                file.write(save(contents, {"arlon_rt_snapshot": FORMAT, "state": json.dumps(state)}))
         except OSError as error:
-            part.unlink(missing_ok=True)
             raise OutputError(f"snapshot {str(path)!r} cannot be written: {error.strerror or error}") from error
 
     @classmethod
@@ -145,9 +137,7 @@ class Snapshot:
 
 
 def _references(tensors: Mapping[str, NDArray[Any]]) -> Iterator[Reference]:
-    for i in itertools.count():
-        if f"latents_{i}" not in tensors:
-            return
+    for i in itertools.takewhile(lambda i: f"latents_{i}" in tensors, itertools.count()):
         latents, drafted = tensors[f"latents_{i}"], tensors[f"drafted_{i}"]
         for tensor in (latents, drafted):
             if tensor.dtype != np.float32 or tensor.ndim != 5 or not tensor.size or not np.isfinite(tensor).all():

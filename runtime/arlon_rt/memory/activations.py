@@ -1,4 +1,4 @@
-"""Memory for activations: what TensorRT said of an engine that was loaded before, and until then an estimate."""
+"""Memory for activations: what TensorRT stated when an engine was loaded before, or until then an estimate."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ ALIVE: Mapping[str, float] = {
     "text_encoder": 3.2, "ar_prefix": 1.0, "ar_step": 2.1, "vq_decoder": 2.5, "vq_encoder": 4.2, "caption": 1.7,
     "semantic": 1.7, "dit": 3.9, "vae_decoder": 3.1, "vae_encoder": 4.2,
 }
-"""How many tensors as large as a graph's widest are alive at once, rounded up from what TensorRT for RTX 1.7.1 states
-("Total Activation Memory") when it compiles networks of the published widths in fp16 for 256x256x68 and 512x512x68
-(benchmarks/compiled_activations.py); ``vq_encoder`` was not compiled and is taken to be like ``vae_encoder``."""
+"""How many tensors as large as a graph's widest are alive at once.
+
+They are rounded up from the "Total Activation Memory" that TensorRT for RTX 1.7.1 states when it compiles networks of
+the published widths in fp16 for 256x256x68 and 512x512x68 (benchmarks/compiled_activations.py). ``vq_encoder`` was not
+compiled and is assumed to be like ``vae_encoder``."""
 BASE = 8 << 20
-"""What it asks for even of the smallest graph."""
-RULE = "estimated"
-"""`ALIVE` times the widest tensor, and `BASE`."""
+"""Bytes that TensorRT asks for even with the smallest graph."""
 
 
 def estimate(model: ModelConfig, spec: GraphSpec, demand: Demand, precision: str) -> int:
-    """Activations of a graph of which no engine was loaded yet; ``model`` and ``spec`` are narrowed to the demand."""
+    """Bytes of activations of a graph whose engine was never loaded: `BASE`, and `ALIVE` times its widest tensor.
+
+    ``model`` and ``spec`` are narrowed to ``demand``.
+    """
     elements = widest(model, spec.name, demand.sizes(spec))
     return BASE + round(ALIVE[spec.name] * elements * ITEM_BYTES[FLOAT_DTYPE[precision]])
 
 
 def widest(model: ModelConfig, graph: str, sizes: Mapping[str, int]) -> int:
-    """Elements of the largest tensor inside a graph, as its network's configuration has it."""
+    """Elements of the largest tensor inside a graph, from its network's configuration."""
     def of(*axes: str) -> int:
         count = 1
         for axis in axes:
@@ -51,7 +54,7 @@ def widest(model: ModelConfig, graph: str, sizes: Mapping[str, int]) -> int:
         return of("frame", "patches") * 3 * d.hidden_size
     if graph == "dit":
         return of("batch", "frame", "patches") * round(max(3, d.mlp_ratio) * d.hidden_size)
-    if graph == "vae_decoder":   # the last stage begins with the channels of the one before
+    if graph == "vae_decoder":   # the last block begins with the channels of the block before it
         return of("out_frame", "height", "width") * max(vae.block_out_channels[:2])
     if graph == "vae_encoder":
         return of("in_frame", "height", "width") * vae.block_out_channels[0]
@@ -64,28 +67,33 @@ def widest(model: ModelConfig, graph: str, sizes: Mapping[str, int]) -> int:
 
 
 def record_path() -> Path:
-    """SHA-256 of a plan -> bytes of activations for each of its profiles, of engines that were loaded here."""
+    """The file that keeps, for each engine that was loaded: SHA-256 of its plan -> bytes of activations a profile."""
     return state_folder() / "activations.json"
 
 
 def recorded(sha256: str, profiles: Sequence[EngineProfile], sizes: Mapping[str, int]) -> int | None:
-    """The most that TensorRT asked for in the profiles that take these sizes; ``None``: it was not loaded yet."""
-    told = _read().get(sha256)
-    if not told:
+    """Bytes of activations that TensorRT stated for an engine, the most of the profiles that take these sizes.
+
+    ``None``: the engine was not loaded yet.
+    """
+    stated = _read().get(sha256)
+    if not stated:
         return None
     fitting = [
-        size for size, profile in zip(told, profiles, strict=False)
+        size for size, profile in zip(stated, profiles, strict=False)
         if all(low <= sizes.get(axis, low) <= high for axis, (low, _, high) in profile.ranges.items())
     ]
-    return max(fitting or told)
+    return max(fitting or stated)
 
 
-def remember(sha256: str, told: Sequence[int]) -> None:
-    """Keep what TensorRT says of an engine that was just loaded. Without a record plans are estimates, so that a folder
-    that cannot be written is a warning and no error."""
+def remember(sha256: str, stated: Sequence[int]) -> None:
+    """Record the activations of an engine that was just loaded, for each of its profiles.
+
+    A folder that cannot be written is only a warning: without the record plans are estimates.
+    """
     known = _read()
     before = known.get(sha256, [])
-    most = [max(pair) for pair in zip(told, before, strict=True)] if len(before) == len(told) else list(told)
+    most = [max(pair) for pair in zip(stated, before, strict=True)] if len(before) == len(stated) else list(stated)
     if most == before:
         return
     path = record_path()
@@ -93,11 +101,11 @@ def remember(sha256: str, told: Sequence[int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({**known, sha256: most}, indent=1).encode("ascii") + b"\n")
     except OSError as error:
-        LOG.warning("%s cannot be written, so plans of memory stay estimates: %s", path, error)
+        LOG.warning("%s cannot be written, so memory plans stay estimates: %s", path, error)
 
 
 def _read() -> dict[str, list[int]]:
-    """The record; what is damaged counts as nothing, since it is made again by loading engines."""
+    """The record. A damaged one counts as empty: loading engines fills it again."""
     try:
         with record_path().open("rb") as file:
             tree = json.loads(file.read(MAX_BYTES))

@@ -1,4 +1,4 @@
-"""A budget of GPU memory: what is asked for, and how much of a bundle's work it must hold."""
+"""What of a request decides how much GPU memory it takes, and a budget for requests up to one size."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from arlon_rt.segments import Segment, plan
 
 @dataclass(frozen=True, kw_only=True)
 class Demand:
-    """What of a request decides how much memory it takes."""
+    """The part of a request that decides how much memory it takes."""
 
     height: int
-    """In pixels, whole latents."""
+    """In pixels, a whole number of latents."""
     width: int
+    """Likewise."""
     latents: int
-    """Of the longest segment."""
+    """Latent frames of the longest segment."""
     guided: bool
-    """Whether the transformer's batch is 2."""
+    """Whether the transformer runs with guidance, and so with a batch of 2."""
     also_unguided: bool
-    """Whether some steps run without guidance besides."""
+    """Whether it also runs some steps without guidance."""
     ar_guided: bool
+    """Whether the token model runs with guidance."""
     inject: bool
+    """Whether the token model's draft is injected; without it no token model runs."""
 
     @classmethod
     def of(cls, options: GenerateOptions, bundle: HasDefaults) -> Self:
-        """Of the largest request to be made; a length that is left out stands for any, footage to go on from for
-        another segment."""
+        """The demand of the largest request. Without ``num_frames``: of a video of any length."""
         resolved, model = options.resolved(bundle), bundle.model
         window = model.video.segment_frames
         frames = 2 * window if options.num_frames is None else min(options.num_frames, 2 * window)
@@ -41,32 +43,29 @@ class Demand:
 
     @classmethod
     def of_segments(cls, options: ResolvedOptions, model: ModelConfig, segments: Sequence[Segment]) -> Self:
-        """Of a request that is cut already."""
-        unit, guided = model.vae.space_stride, options.guidance_scale != 1 and options.guided_steps > 0
+        """The demand of a request that is cut into segments."""
+        guided = options.guidance_scale != 1 and options.guided_steps > 0
         return cls(
-            height=options.height // unit * unit, width=options.width // unit * unit,
+            height=model.vae.whole(options.height), width=model.vae.whole(options.width),
             latents=max(len(segment.latents) for segment in segments), guided=guided,
             also_unguided=guided and options.guided_steps < options.num_inference_steps,
             ar_guided=options.inject and options.ar_guidance_scale != 1, inject=options.inject,
         )
 
     def exceeded_by(self, other: Demand) -> list[str]:
-        """The fields in which another asks for more."""
+        """The fields in which another demand is larger."""
         names = [field.name for field in dataclasses.fields(self)]
         return [name for name in names if getattr(other, name) > getattr(self, name)]
 
     def narrowed(self, model: ModelConfig) -> ModelConfig:
-        """The configuration of a bundle that makes no larger picture and no longer segment."""
+        """The configuration of a bundle whose largest picture and longest segment are those of this demand."""
         chunks = self.latents // model.vae.chunk_latents
         frames = chunks * model.vae.chunk_frames or 1
         assert latent_length(model, frames) == self.latents
-        video = dataclasses.replace(
-            model.video, height=self.height, width=self.width, max_height=None, max_width=None, segment_frames=frames
-        )
-        return dataclasses.replace(model, video=video)
+        return model.narrowed(height=self.height, width=self.width, segment_frames=frames)
 
     def sizes(self, spec: GraphSpec) -> Mapping[str, int]:
-        """The largest size of every axis of a graph of the `narrowed` configuration."""
+        """Axis -> its largest size, for a graph of the `narrowed` configuration."""
         rows = {"text": 1, "ar": 1 + self.ar_guided, "dit": 1 + self.guided}
         return {a.name: rows[spec.network] if a.name == "batch" else a.max for a in spec.axes}
 
@@ -77,17 +76,15 @@ class Demand:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """So many bytes, for requests no larger than this."""
+    """Bytes of GPU memory, for requests up to a demand."""
 
     size: int
     demand: Demand
 
-    def check(self, asked: Demand) -> None:
-        """Raise `OptionsError` for a request that the pipeline's memory was not planned for."""
-        if exceeded := self.demand.exceeded_by(asked):
+    def check(self, requested: Demand) -> None:
+        """Raise `OptionsError` if a request needs more memory than the pipeline planned for."""
+        if exceeded := self.demand.exceeded_by(requested):
             raise OptionsError(
-                f"the pipeline's memory was planned for {self.demand}, and this request, {asked}, takes more "
+                f"the pipeline's memory was planned for {self.demand}, and this request, {requested}, takes more "
                 f"({', '.join(exceeded)}); open the pipeline with sized_for=GenerateOptions(…) of the largest request"
             )
-
-

@@ -1,4 +1,4 @@
-"""A plan of memory for a bundle: its figures, from engines or its manifest, and what would fit where it does not."""
+"""The memory plan of a bundle: figures from its engines or its manifest, and what would fit if the plan does not."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Iterator, Mapping
 
 from arlon_rt.bundle import Bundle, EngineEntry, engine_stores, source_hash
 from arlon_rt.errors import BudgetError
-from arlon_rt.graphs import FLOAT_DTYPE, graph_specs
-from arlon_rt.memory.activations import RULE, estimate, recorded
+from arlon_rt.graphs import FLOAT_DTYPE
+from arlon_rt.memory.activations import estimate, recorded
 from arlon_rt.memory.demand import Demand
-from arlon_rt.memory.footprint import needed_graphs, tensor_bytes
-from arlon_rt.memory.plan import Figure, MemoryPlan, least_budget, plan_memory, roomy_budget, shortage
+from arlon_rt.memory.footprint import ITEM_BYTES, moved_bytes, needed_graphs
+from arlon_rt.memory.plan import Figure, MemoryPlan, budget_without_offload, least_budget, plan_memory
 from arlon_rt.units import mebibytes
 
 ENGINE, GRAPH = "engine", "graph"
-"""Where the bytes of weights come from: an engine that was built, or the .onnx of which none was built yet."""
-TOLD = "told by TensorRT"
-SMALLER = (0.75, 0.5, 0.375, 0.25)
-"""Sides that are looked at, of a picture that is too large."""
+"""Sources of the bytes of weights: a built engine, or the .onnx file of a graph that has no engine yet."""
+STATED, ESTIMATED = "stated by TensorRT", "estimated"
+"""Sources of the bytes of activations: an engine that was loaded before, or `estimate`."""
+SMALLER_SIDES = (0.75, 0.5, 0.375, 0.25)
+"""Smaller pictures that are tried when one does not fit, as parts of its sides."""
 
 Engines = Mapping[str, EngineEntry]
-"""Graph -> the engine that runs, or would run, of those that were built."""
+"""Graph -> its built engine, which runs or would run."""
 
 
 def plan_for(
@@ -30,45 +31,46 @@ def plan_for(
     """The plan for requests of a bundle.
 
     Args:
-        engines: ``None``: those that are found for any GPU.
+        engines: those to plan for; ``None``: the built ones, for whichever GPU.
     """
-    there = built_engines(bundle, precision) if engines is None else engines
+    if engines is None:
+        engines = built_engines(bundle, precision)
     narrowed = demand.narrowed(bundle.model)
-    weights = {graph: weights_of(bundle, graph, precision, there) for graph in graph_specs(bundle.model)}
-    activations: dict[str, Figure] = {}
+    weights, activations = {}, {}
     for spec in needed_graphs(bundle.model, demand):
-        entry = there.get(spec.name)
-        told = recorded(entry.header.plan_sha256, entry.profiles, demand.sizes(spec)) if entry else None
+        weights[spec.name] = weights_of(bundle, spec.name, precision, engines)
+        entry = engines.get(spec.name)
+        stated = recorded(entry.header.plan_sha256, entry.profiles, demand.sizes(spec)) if entry else None
         activations[spec.name] = (
-            Figure(size=told, source=TOLD) if told is not None
-            else Figure(size=estimate(narrowed, spec, demand, precision), source=RULE)
+            Figure(size=stated, source=STATED) if stated is not None
+            else Figure(size=estimate(narrowed, spec, demand, precision), source=ESTIMATED)
         )
-    return plan_memory(
-        bundle.model, demand, precision, budget=budget, weights=weights, activations=activations
-    )
+    return plan_memory(bundle.model, demand, precision, budget=budget, weights=weights, activations=activations)
 
 
 def check_fits(bundle: Bundle, plan: MemoryPlan, engines: Engines | None = None) -> None:
-    """Raise `BudgetError`, with what would fit, unless the plan, of these engines, fits its budget."""
+    """Raise `BudgetError`, which says what would fit, unless the plan for these engines fits its budget."""
     if not plan.fits:
-        raise BudgetError(shortage(plan, tuple(_ways_out(bundle, plan, engines))))
+        raise BudgetError(plan.shortage(tuple(_alternatives(bundle, plan, engines))))
 
 
 def weights_of(bundle: Bundle, graph: str, precision: str, engines: Engines) -> Figure:
-    """The engine's plan, which is its weights and kernels; or what the manifest says a run of the graph must read,
-    inputs and outputs aside."""
+    """Bytes of a graph's weights.
+
+    They are the size of its engine, which holds its kernels, too. Without an engine they are what a run of the graph
+    must read, as the manifest states it, without inputs and outputs. Without that they are the size of its files.
+    """
     if entry := engines.get(graph):
         return Figure(size=entry.header.plan_bytes, source=ENGINE)
-    stated, spec = bundle.graph(graph, precision).bytes, bundle.spec(graph)
-    tensors = [*spec.inputs, *(t for t in spec.outputs if t.alias is None)]
-    moved = tensor_bytes(spec, tensors, precision, {axis.name: axis.opt for axis in spec.axes})
-    if stated > moved:
-        return Figure(size=stated - moved, source=GRAPH)
-    return Figure(size=_of_files(bundle, graph, precision), source=GRAPH)
+    entry_of_graph, spec = bundle.graph(graph, precision), bundle.spec(graph)
+    read = entry_of_graph.bytes - moved_bytes(spec, precision)
+    if read <= 0:   # the external data is its network's, of which the graph may read a part
+        read = sum(bundle.manifest.files[name].size for name in (entry_of_graph.file, *entry_of_graph.data))
+    return Figure(size=read, source=GRAPH)
 
 
 def built_engines(bundle: Bundle, precision: str, flavour: str | None = None) -> dict[str, EngineEntry]:
-    """Of each graph the largest engine that was built of it in this precision, for whichever GPU."""
+    """Graph -> the largest engine that was built of it in this precision, for whichever GPU."""
     found: dict[str, EngineEntry] = {}
     for store in engine_stores(bundle):
         for entry in store.index().engines:
@@ -85,25 +87,19 @@ def built_engines(bundle: Bundle, precision: str, flavour: str | None = None) ->
     return found
 
 
-def _of_files(bundle: Bundle, graph: str, precision: str) -> int:
-    """The .onnx and its network's external data, of which it may read a part, where the manifest states no bytes."""
-    entry = bundle.graph(graph, precision)
-    return sum(bundle.manifest.files[name].size for name in (entry.file, *entry.data))
-
-
-def _ways_out(bundle: Bundle, plan: MemoryPlan, engines: Engines | None) -> Iterator[str]:
-    """What could be asked for instead, each as it would fit; another size has engines of its own."""
+def _alternatives(bundle: Bundle, plan: MemoryPlan, engines: Engines | None) -> Iterator[str]:
+    """What could be requested instead and would fit. For another size or precision other engines would run."""
     assert plan.budget is not None
     demand, budget = plan.demand, plan.budget
 
     def fits(other: Demand, precision: str = plan.precision, of: Engines | None = None) -> bool:
         return plan_for(bundle, other, precision, budget, of).fits
 
-    unit = 2 * bundle.model.vae.space_stride
-    for part in SMALLER:
+    vae = bundle.model.vae
+    for part in SMALLER_SIDES:
         smaller = dataclasses.replace(
-            demand, height=max(unit, int(demand.height * part) // unit * unit),
-            width=max(unit, int(demand.width * part) // unit * unit),
+            demand, height=vae.whole(int(demand.height * part), 2) or 2 * vae.space_stride,
+            width=vae.whole(int(demand.width * part), 2) or 2 * vae.space_stride,
         )
         if smaller != demand and fits(smaller, of={}):
             yield f"{smaller.width}x{smaller.height}"
@@ -111,10 +107,11 @@ def _ways_out(bundle: Bundle, plan: MemoryPlan, engines: Engines | None) -> Iter
     if demand.guided and fits(dataclasses.replace(demand, guided=False, also_unguided=False), of=engines):
         yield "without guidance (guidance_scale 1)"
     for precision in bundle.precisions:
-        if _width(precision) < _width(plan.precision) and fits(demand, precision):
+        if _float_bytes(precision) < _float_bytes(plan.precision) and fits(demand, precision):
             yield f"precision {precision}"
-    yield f"a budget of {mebibytes(least_budget(plan))}, or {mebibytes(roomy_budget(plan))} for all to stay"
+    least, enough = mebibytes(least_budget(plan)), mebibytes(budget_without_offload(plan))
+    yield f"a budget of {least}, or {enough} without offloading"
 
 
-def _width(precision: str) -> int:
-    return 4 if FLOAT_DTYPE[precision] == "float32" else 2
+def _float_bytes(precision: str) -> int:
+    return ITEM_BYTES[FLOAT_DTYPE[precision]]

@@ -2,18 +2,18 @@
 
 from arlon_rt.networks.ar import AT_ONCE, Sampling, TokenStream
 from arlon_rt.networks.captions import clean_caption, with_scores
-from arlon_rt.networks.dit import View, denoise
+from arlon_rt.networks.dit import Denoising, View, denoise
 from arlon_rt.networks.embedding import Text, guidance_weights
 from arlon_rt.networks.flow import schedule, timesteps
 from arlon_rt.networks.open import Networks, usual_precision
 from arlon_rt.networks.tables import position_table, rotary_tables
 from arlon_rt.networks.text import TextEncoder, Tokenizer
-from arlon_rt.networks.tokens import OnToken, TokenGrid, TokenSource, TokenState
+from arlon_rt.networks.tokens import TokenGrid, TokenState
 from arlon_rt.networks.vae import VAEDecoder, VAEEncoder, decoder_frame_index, encoder_frame_index
 
 __all__ = [
-    "AT_ONCE", "Networks", "OnToken", "Sampling", "Text", "TextEncoder", "TokenGrid", "TokenSource", "TokenState",
-    "TokenStream", "Tokenizer", "VAEDecoder", "VAEEncoder", "View", "clean_caption", "decoder_frame_index", "denoise",
+    "AT_ONCE", "Denoising", "Networks", "Sampling", "Text", "TextEncoder", "TokenGrid", "TokenState", "TokenStream",
+    "Tokenizer", "VAEDecoder", "VAEEncoder", "View", "clean_caption", "decoder_frame_index", "denoise",
     "encoder_frame_index", "guidance_weights", "position_table", "rotary_tables", "schedule", "timesteps",
     "usual_precision", "with_scores",
 ]

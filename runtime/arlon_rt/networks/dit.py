@@ -1,11 +1,11 @@
-"""The diffusion transformer: noise becomes latents in a few steps, guided by text and coarse latents (spec 4, 5)."""
+"""The diffusion transformer: noise to latents in a few steps, guided by text and coarse latents (docs/spec.md 4, 5)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,32 +16,26 @@ from arlon_rt.errors import BackendError
 from arlon_rt.networks.embedding import Text, guidance_weights, stacked
 from arlon_rt.networks.flow import Step
 from arlon_rt.networks.tables import position_table, rotary_tables
-from arlon_rt.networks.velocity import ReusedVelocity
 
 Feed = NDArray[Any] | Handle
 NoiseSource = Callable[[int], NDArray[np.float32]]
-"""Noise shaped like the latents for a step, asked for only where frames join at that step."""
+"""Step -> noise, shaped like the latents. Called only for steps at which frames join."""
 OnStep = Callable[[int, int], None]
 """Called with (done, total) after each step."""
 
 
-class Runs(Protocol):
-    """What takes a step: the ``dit`` session itself, or `ReusedVelocity` in front of it."""
-
-    def run(self, feed: Mapping[str, Feed], hold: Collection[str] = ()) -> dict[str, Feed]: ...
-
-
 def denoise(
-    dit: Runs,
+    dit: Session,
     latents: NDArray[np.float32],
     steps: Sequence[Step],
     noise: NoiseSource,
     conditions: Mapping[str, Feed] | Callable[[int], Mapping[str, Feed]],
     on_step: OnStep = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """Run the steps of the rectified flow; latents (1, channel, frame, height, width) stay on the device between them.
+    """The latents (1, channel, frame, height, width) after all steps of the rectified flow.
 
-    ``conditions`` are the other inputs of the ``dit`` graph: the same at every step, or by step.
+    They stay on the device between steps. ``conditions`` are the other inputs of the ``dit`` graph: the same at every
+    step, or a function of the step.
     """
     state: Feed = latents
     silence = np.zeros_like(latents)
@@ -58,24 +52,21 @@ def denoise(
         }, hold=["latents_out"])
         state = outputs["latents_out"]
         on_step(index + 1, len(steps))
-    return _finite(state if isinstance(state, np.ndarray) else state.numpy())
-
-
-def _finite(latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(latents).all():
+    denoised = state if isinstance(state, np.ndarray) else state.numpy()
+    if not np.isfinite(denoised).all():
         raise BackendError(
-            "dit made latents that are not finite numbers; fp16 may have overflowed: open the pipeline with "
+            "latents of dit are not finite numbers; fp16 may have overflowed: open the pipeline with "
             "precision='fp32', and where it already runs in fp32, check the bundle with `arlon-rt verify`"
         )
-    return latents
+    return denoised
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What the transformer is told about the video."""
+    """What the transformer reads of the video, beside prompt and latents."""
 
     height: int
-    """In pixels, as asked for."""
+    """In pixels, as requested: not rounded to whole latents."""
     width: int
     latent_height: int
     latent_width: int
@@ -90,17 +81,13 @@ class Denoiser:
         self, caption: Session, semantic: Session | None, dit: Session, model: ModelConfig, *,
         published_tables: bool = False,
     ) -> None:
-        """``published_tables``: position and rotary tables as the published bf16 run had them (spec 5.4)."""
+        """``published_tables``: position and rotary tables as the published bf16 run had them (docs/spec.md 5.4)."""
         self.caption, self.semantic, self.dit, self.model = caption, semantic, dit, model
         self.published_tables = published_tables
 
-    def start(self, view: View) -> Denoising:
-        """The state of one video: everything that segments share."""
-        return Denoising(self, view)
-
 
 class Denoising:
-    """One video's denoising; keeps the last prompt's keys and values on the device."""
+    """The denoising of one video. It keeps the keys and values of the last prompt on the device."""
 
     def __init__(self, denoiser: Denoiser, view: View) -> None:
         self._denoiser, self._view = denoiser, view
@@ -116,13 +103,12 @@ class Denoising:
     def denoise(
         self, latents: NDArray[np.float32], steps: Sequence[Step], noise: NoiseSource, *, text: Text,
         negative: Text | None, coarse: NDArray[np.float32] | None, guided_steps: int | None = None,
-        reuse_velocity: float | None = None, on_step: OnStep = lambda done, total: None,
+        on_step: OnStep = lambda done, total: None,
     ) -> NDArray[np.float32]:
-        """Latents (1, channel, frame, height, width) of one segment, from noise on the frames that are to be made.
+        """Latents (1, channel, frame, height, width) of one segment; ``latents`` has noise on frames to generate.
 
-        ``negative`` takes the place of the learned null caption. ``coarse``, shaped like the latents, is injected;
-        ``None`` injects nothing. After ``guided_steps`` there is no guidance; ``None``: it is there throughout.
-        ``reuse_velocity`` is the threshold of `ReusedVelocity`; ``None``: every step is run.
+        ``negative`` replaces the learned null caption. ``coarse``, shaped like the latents, is injected; ``None``
+        injects nothing. Only the first ``guided_steps`` are guided; ``None``: all of them.
         """
         config = self._denoiser.model.dit
         cos, sin = rotary_tables(
@@ -143,17 +129,16 @@ class Denoising:
         def at(step: int) -> Mapping[str, Feed]:
             return {**held, **self._captioned(text, negative, guidance and step < until)}
 
-        runs = dit if reuse_velocity is None else ReusedVelocity(dit, reuse_velocity)
-        return denoise(runs, latents, steps, noise, at, on_step)
+        return denoise(dit, latents, steps, noise, at, on_step)
 
     def _captioned(self, text: Text, negative: Text | None, guided: bool) -> dict[str, Feed]:
-        """Keys and values of the prompt, and of the null row when there is guidance; made once a prompt."""
+        """Keys and values of the prompt, with guidance also those of the null row; computed once for each prompt."""
         known = self._captions.get(guided)
         if known is None or known[0] != (text, negative):
             hidden, mask = stacked([text, negative or text] if guided else [text])
             outputs = self._denoiser.caption.run({
                 "last_hidden_state": hidden,
-                # Open-Sora cuts its null caption to the prompt's length (spec 5.3): the prompt's row lends its mask
+                # Open-Sora cuts its null caption to the prompt's length (docs/spec.md 5.3): both rows have its mask
                 "use_null": np.array([False, negative is None][: len(hidden)]),
             }, hold=["caption_kv"])
             weights = guidance_weights(self._view.guidance_scale, len(hidden))

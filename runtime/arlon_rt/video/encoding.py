@@ -1,12 +1,11 @@
-"""Frames to packets: x264 for MP4, VP9 for WebM, PNG for single frames; always the same bytes for the same frames.
+"""Encoders: x264 for MP4, VP9 for WebM, PNG for single frames. The same frames always give the same bytes.
 
-Colour is BT.709, limited range, and tagged so.
+Colour is BT.709 in limited range, and the tags say so.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,19 +20,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CPU = Path("/proc/cpuinfo")
-"""Where Linux lists what the processor can do."""
+"""The file in which Linux lists the instructions of the processor."""
 BT709 = 1
-"""Its number in all three tables of ITU-T H.273: primaries, transfer and matrix."""
+"""The number of BT.709 in all three tables of ITU-T H.273: primaries, transfer and matrix."""
 LIMITED, FULL = 1, 2
 """FFmpeg's AVColorRange: luma in 16..235, or 0..255."""
 COLOUR_TAGS = {"color_primaries": BT709, "color_trc": BT709, "colorspace": BT709, "color_range": LIMITED}
 SECONDS_A_KEYFRAME = 2
 EFFORTS = ("fast", "usual", "small")
-"""What an encoder spends time on: little, or more for a smaller file."""
+"""How long an encoder works: the longer, the smaller the file."""
 PRESETS = {"fast": "veryfast", "usual": "medium", "small": "slow"}
-"""Of x264."""
+"""Effort -> preset of x264."""
 CPU_USED = {"fast": "8", "usual": "4", "small": "1"}
-"""Of VP9: higher is faster."""
+"""Effort -> ``cpu-used`` of VP9; higher is faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,36 +51,23 @@ class Quality:
             raise OptionsError(f"crf is {self.crf!r:.80}; it must be 0 to 51, lower is better (18 is usual)")
 
 
-def x264(height: int, width: int, fps: Fraction, quality: Quality) -> av.VideoCodecContext:
-    """For one segment of an MP4."""
-    crf = 18 if quality.crf is None else quality.crf
-    options = {"preset": PRESETS[quality.effort], "crf": str(crf), **_instructions(CPU)}
-    return _encoder("libx264", height, width, fps, options)
+DEFAULT_QUALITY = Quality()
 
 
-def vp9(height: int, width: int, fps: Fraction, quality: Quality) -> av.VideoCodecContext:
-    """For one segment of a WebM."""
-    crf = 24 if quality.crf is None else quality.crf
-    options = {"crf": str(crf), "b": "0", "deadline": "good", "cpu-used": CPU_USED[quality.effort], "row-mt": "0"}
-    return _encoder("libvpx-vp9", height, width, fps, options)
-
-
-Encoder = Callable[[int, int, Fraction, Quality], "av.VideoCodecContext"]
-ENCODERS: Mapping[str, Encoder] = {".mp4": x264, ".webm": vp9}
-"""By the name's ending."""
-
-
-def _encoder(
-    codec: str, height: int, width: int, fps: Fraction, options: Mapping[str, str]
-) -> av.VideoCodecContext:
-    """Height and width in pixels; odd ones are made even."""
+def new_encoder(kind: str, height: int, width: int, fps: Fraction, quality: Quality) -> av.VideoCodecContext:
+    """An encoder for one segment of a file with this suffix; an odd height or width, in pixels, is made even."""
     import av
 
+    if kind == ".mp4":
+        codec, crf, options = "libx264", 18, {"preset": PRESETS[quality.effort], **_instructions()}
+    else:
+        codec, crf = "libvpx-vp9", 24
+        options = {"b": "0", "deadline": "good", "cpu-used": CPU_USED[quality.effort], "row-mt": "0"}
     context = av.CodecContext.create(codec, "w")
     assert isinstance(context, av.VideoCodecContext)
     context.height, context.width, context.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
     context.framerate, context.time_base = fps, 1 / fps
-    context.options = dict(options)
+    context.options = {**options, "crf": str(crf if quality.crf is None else quality.crf)}
     context.flags |= av.codec.context.Flags.global_header
     context.thread_count = 1   # x264's output depends on the number of threads
     context.gop_size = round(SECONDS_A_KEYFRAME * fps)
@@ -91,7 +77,7 @@ def _encoder(
 
 
 def png(frame: NDArray[np.uint8]) -> bytes:
-    """One RGB frame (height, width, 3) as a PNG file, lossless."""
+    """The content of a PNG file with one RGB frame (height, width, 3); lossless."""
     import av
 
     context = av.CodecContext.create("png", "w")
@@ -102,18 +88,18 @@ def png(frame: NDArray[np.uint8]) -> bytes:
     return b"".join(bytes(packet) for packet in [*context.encode(shown), *context.encode(None)])
 
 
-def _instructions(cpu: Path) -> dict[str, str]:
-    """Which processor instructions x264 may use: AVX2 where ``cpu`` names it, else what x264 finds itself.
+def _instructions() -> dict[str, str]:
+    """x264's options for processor instructions: AVX2 alone where `CPU` lists it, else those x264 finds itself.
 
-    Its AVX-512 code (x264 core 165 in av 18.1) is no faster, and makes other bytes of the same frames in most runs of
-    a process that runs ONNX Runtime beside it; with AVX2 there were none in 1,100 runs.
+    The AVX-512 code of x264 (core 165 in av 18.1) is no faster. In most runs of a process that also runs ONNX Runtime
+    it gave other bytes for the same frames; with AVX2 1,100 runs gave the same.
     """
-    has_avx2 = cpu.is_file() and re.search(r"^flags\b.*\bavx2\b", cpu.read_text(encoding="utf-8"), re.MULTILINE)
+    has_avx2 = CPU.is_file() and re.search(r"^flags\b.*\bavx2\b", CPU.read_text(encoding="utf-8"), re.MULTILINE)
     return {"x264-params": "asm=AVX2"} if has_avx2 else {}
 
 
 def even(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Repeat the last row and column of odd sizes: 4:2:0 needs even ones."""
+    """The frames with the last row and column repeated where the size is odd: 4:2:0 needs even sizes."""
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -121,7 +107,7 @@ def even(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def yuv(frame: NDArray[np.uint8], number: int) -> av.VideoFrame:
-    """One RGB frame (height, width, 3) as BT.709 limited-range 4:2:0, to be shown as frame ``number``."""
+    """One RGB frame (height, width, 3) as BT.709 4:2:0 in limited range; it is frame ``number`` of the video."""
     import av
 
     rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")

@@ -1,6 +1,6 @@
-"""Clips and images from outside, brought to a model's size and rate; what was done is told in words.
+"""Frames of clips and images, converted to a model's size and rate, with a list of the changes in words.
 
-Files are taken for hostile: containers and pictures of usual kinds alone are opened, and nothing that they name.
+Files are taken for hostile: only common containers and pictures are opened, and no file that they refer to.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ if TYPE_CHECKING:
     import av
 
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,apng,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"
-"""FFmpeg's names of what is opened: no playlist, no list of files, no device."""
+"""FFmpeg's names of the formats that are opened: no playlist, no list of files, no device."""
 MOST_PIXELS = 8192 * 8192
-"""Of a picture."""
+"""The largest picture that is read."""
 MOST_SIDE = 16384
-"""Pixels, of a picture scaled to cover the model's size: one that is long and thin would fill the memory."""
+"""The longest side, in pixels, of a picture scaled to cover the model's size: a long and thin one fills the memory."""
 BT601, BT2020 = 5, 9
 MATRICES = {1: BT709, 4: BT601, 5: BT601, 6: BT601, 7: BT601, 9: BT2020, 10: BT2020}
-"""FFmpeg's number of the matrix a frame is tagged with -> the one that its conversion knows."""
+"""FFmpeg's number of a frame's colour matrix -> the number that its conversion takes."""
 HDR = {16: "PQ", 18: "HLG"}
-"""Transfer functions (ITU-T H.273) that would need tone mapping."""
+"""Number of a transfer function (ITU-T H.273) that needs tone mapping -> its name."""
 SD_LINES = 720
-"""Untagged pictures with fewer lines have the matrix of BT.601, as players take it."""
+"""Pictures with fewer lines and no tag have the matrix of BT.601; players assume the same."""
 MARGIN_SECONDS = 2.0
-"""Read before what is wanted of a clip's end, since containers round their lengths."""
+"""Seconds that are decoded before the requested end of a clip, since containers round their lengths."""
 MISSING_SECONDS = 0.5
-"""A clip whose pictures end so much before the length it tells has lost some."""
+"""A clip whose pictures end this long before its stated length has lost some."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Footage:
-    """Frames that were read."""
+    """Frames of a file."""
 
     frames: NDArray[np.uint8]
     """(frame, height, width, 3), RGB."""
     changes: tuple[str, ...]
-    """What was done to them, a phrase each."""
+    """The conversions, one phrase each."""
 
 
 def read_clip(
@@ -60,11 +60,11 @@ def read_clip(
 ) -> Footage:
     """The last ``most_frames`` frames of a clip, or the first ones, at ``fps`` frames a second.
 
-    Frame k is what the clip shows at second k/fps. Pictures are scaled to cover ``height`` and ``width`` (pixels) and
-    cut to their middle. Memory holds the frames that are returned, whatever the clip's length.
+    Frame k is the picture that the clip shows at second k/fps. Pictures are scaled to cover ``height`` and ``width``
+    (pixels) and cut to their middle. Memory holds the returned frames alone, whatever the clip's length.
 
     Raises:
-        OptionsError: the file cannot be read or used, or gives fewer than ``at_least`` frames.
+        OptionsError: the file cannot be read or used, or has fewer than ``at_least`` frames.
     """
     for late in (end, False):
         with _opened(path) as (container, stream):
@@ -73,30 +73,29 @@ def read_clip(
             fitting = _Fitting(path, height, width, stream.sample_aspect_ratio or Fraction(1))
             timing = _Timing(fps, most_frames, end)
             broken = _decode(container, stream, timing, fitting, skipped)
-            made = timing.frames()
-        if skipped <= 0 or len(made) == most_frames:
-            break   # else the length was not true, as where a file broke off, and all is read
+            frames = timing.frames()
+        if skipped <= 0 or len(frames) == most_frames:
+            break   # else the stated length is wrong, as in a file that was cut off: decode it from the start
     if not broken and not timing.more and length is not None and length - timing.total / fps > MISSING_SECONDS:
         broken = f"the pictures end at second {timing.total / fps:.1f}, and the file tells of {length:.1f}"
-    if len(made) < at_least:
+    if len(frames) < at_least:
         reason = f" ({broken})" if broken else ""
         raise OptionsError(
-            f"clip {str(path)!r} gives {len(made)} frames at {fps:g} a second; {at_least} or more are needed, that is "
-            f"{at_least / fps:.2f} seconds{reason}"
+            f"clip {str(path)!r} gives {len(frames)} frames at {fps:g} a second; {at_least} or more are needed, that "
+            f"is {at_least / fps:.2f} seconds{reason}"
         )
-    changes = [*fitting.changes]
     if rate is not None and abs(float(rate) - fps) > 0.005:
-        changes.append(f"{float(rate):.5g} frames a second brought to {fps:g}")
-    if len(made) < timing.total or timing.more:
+        fitting.changes.append(f"{float(rate):.5g} frames a second brought to {fps:g}")
+    if len(frames) < timing.total or timing.more:
         of = "" if timing.more else f" of {timing.total}"
-        changes.append(f"the {'last' if end else 'first'} {len(made)}{of} frames taken")
+        fitting.changes.append(f"the {'last' if end else 'first'} {len(frames)}{of} frames taken")
     if broken:
-        changes.append(f"what should come after them is missing ({broken})")
-    return Footage(frames=np.stack(made), changes=tuple(changes))
+        fitting.changes.append(f"what should come after them is missing ({broken})")
+    return Footage(frames=np.stack(frames), changes=tuple(fitting.changes))
 
 
 def read_image(path: str | os.PathLike[str], *, height: int, width: int) -> Footage:
-    """An image as one frame; of a clip or an animation, the first picture. Sizes as in `read_clip`.
+    """An image as one frame; a clip or an animation gives its first picture. Sizes are as for `read_clip`.
 
     Raises:
         OptionsError: the file cannot be read or used.
@@ -124,7 +123,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
         what = "is no file" if name.exists() else "does not exist"
         raise OptionsError(f"{str(path)!r} {what}; name a clip or an image")
     try:
-        # Opened by number: by a name, FFmpeg takes a larger .jpg for one of a series, which FORMATS leaves out.
+        # Opened by descriptor: by name, FFmpeg takes a larger .jpg for one of a series, a format that FORMATS lacks.
         with open(os.open(name, os.O_RDONLY), "rb") as file, av.open(
             file, options={"max_pixels": str(MOST_PIXELS)},
             container_options={"format_whitelist": FORMATS, "protocol_whitelist": "none"},
@@ -133,11 +132,11 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
                 raise OptionsError(f"{str(path)!r} has no picture; name a clip or an image")
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                raise OptionsError(f"{str(path)!r} has a coding that is unknown here; convert it to H.264 or PNG")
+                raise OptionsError(f"{str(path)!r} has a coding that is unknown; convert it to H.264 or PNG")
             width, height = stream.codec_context.width, stream.codec_context.height
             if width * height > MOST_PIXELS:
                 raise OptionsError(f"{str(path)!r} is {width}×{height}; {MOST_PIXELS} pixels are the most")
-            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}   # not all headers tell the size
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}   # some headers lack the size
             yield container, stream
     except OptionsError:
         raise
@@ -147,12 +146,12 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
 
 
 def _decode(container: Any, stream: Any, timing: _Timing, fitting: _Fitting, skipped: float) -> str | None:
-    """Decode what ``timing`` wants after ``skipped`` seconds; returns what is wrong where it ends early."""
+    """Decode from second ``skipped`` until ``timing`` has its frames; return the fault that ended it early, if any."""
     import av
 
     begin = float((stream.start_time or 0) * stream.time_base)
     if skipped > 0:
-        with suppress(av.FFmpegError):   # what cannot be searched is decoded from the start
+        with suppress(av.FFmpegError):   # a file without an index is decoded from the start
             container.seek(int((begin + skipped) / stream.time_base), stream=stream)
     frames = enumerate(container.decode(stream))
     while True:
@@ -174,22 +173,22 @@ def _seconds(container: Any, stream: Any) -> float | None:
 
 
 class _Timing:
-    """Which pictures are shown at whole multiples of 1/fps; holds the last ``most``, or ends after the first ones."""
+    """Takes the pictures shown at whole multiples of 1/fps: the last ``most`` of them, or the first."""
 
     def __init__(self, fps: float, most: int, end: bool) -> None:
         self.fps, self.most, self.end = fps, most, end
         self.total = 0
-        """Frames up to here, those before what was read included."""
+        """Number of frames up to the current picture, with those before the first one decoded."""
         self.more = False
-        """Whether the rest was not looked at."""
+        """Whether the frames are complete and later pictures were not decoded."""
         self._held: deque[NDArray[np.uint8]] = deque(maxlen=most)
         self._shown: tuple[float, Callable[[], NDArray[np.uint8]]] | None = None
         self._step = 1 / fps
 
     def take(self, at: float, lasts: float, picture: Callable[[], NDArray[np.uint8]]) -> bool:
-        """Note that ``picture()`` is shown from second ``at`` on, for ``lasts`` seconds if none follows.
+        """Take ``picture()``, shown from second ``at`` on, for ``lasts`` seconds if it is the last.
 
-        Returns whether more is wanted.
+        Returns whether another one is needed.
         """
         if self._shown is None:
             self.total = max(0, math.ceil(at * self.fps - 0.5))
@@ -202,16 +201,15 @@ class _Timing:
         return not self.more
 
     def frames(self) -> list[NDArray[np.uint8]]:
-        """What is held once all was taken."""
+        """The frames, once every picture was taken."""
         if self._shown is not None and not self.more:
             self._show_until(self._shown[0] + max(self._step, 0.5 / self.fps))
-            self._shown = None
         return list(self._held)
 
     def _show_until(self, end: float) -> None:
-        """Show the last picture at every multiple before ``end``; half a frame counts as on time."""
+        """Hold the last picture for every multiple before second ``end``; half a frame counts as on time."""
         assert self._shown
-        if self.end:   # what would not be held is not made: a clip may claim to last for years
+        if self.end:   # frames that would be dropped are skipped: a clip may claim to last for years
             self.total = max(self.total, math.ceil(end * self.fps - 0.5) - self.most)
         shown = None
         while self.total < end * self.fps - 0.5 and (self.end or len(self._held) < self.most):
@@ -222,18 +220,18 @@ class _Timing:
 
 @dataclass
 class _Fitting:
-    """Pictures to RGB frames of one size."""
+    """Converts pictures to RGB frames of one size."""
 
     path: str | os.PathLike[str]
     height: int
     width: int
     pixel_aspect: Fraction
-    """Width of a pixel over its height."""
+    """Width of a pixel divided by its height."""
     changes: list[str] = field(default_factory=list)
-    """What is done to each; as the first one needs it."""
+    """The conversions so far, each once."""
 
     def fitted(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        """(height, width, 3)."""
+        """The picture as RGB (height, width, 3)."""
         if (trc := HDR.get(int(frame.color_trc or 0))) is not None:
             raise OptionsError(
                 f"{str(self.path)!r} is HDR ({trc}), whose light would need tone mapping; convert it to BT.709 first"
@@ -248,7 +246,7 @@ class _Fitting:
         return np.ascontiguousarray(cut)
 
     def _cover(self, frame: av.VideoFrame, height: int, width: int) -> tuple[int, int]:
-        """The size (height, width) that covers the wanted one, its pixels square."""
+        """The smallest size (rows, columns) in square pixels that covers ``height`` and ``width``."""
         shape = float(self.pixel_aspect * frame.width / frame.height)
         scaled = (height, round(height * shape)) if shape * height >= width else (round(width / shape), width)
         rows, columns = max(scaled[0], height), max(scaled[1], width)

@@ -1,46 +1,30 @@
-"""Where a command's frames go, by the name it is given: a video file, a folder of PNG frames, or standard output."""
+"""Targets for frames, chosen by name: a video file, a folder of PNG frames, or standard output."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from arlon_rt.errors import OutputError
-from arlon_rt.video.encoding import Quality, png
-from arlon_rt.video.writer import USUAL, PipeWriter, VideoWriter, check_writable
+from arlon_rt.video.encoding import DEFAULT_QUALITY, Quality, png
+from arlon_rt.video.track import reporting
+from arlon_rt.video.writer import PipeWriter, VideoWriter, check_writable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 PIPE = "-"
-
-
-class Sink(Protocol):
-    """Takes frames as they come."""
-
-    @property
-    def frames_written(self) -> int: ...
-
-    def write(self, frames: NDArray[np.uint8]) -> None: ...
-
-    def end_segment(self) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+"""The target that stands for standard output."""
 
 
 class FrameFolder:
-    """Writes each frame as a PNG file, ``000000.png`` and on, into a folder that is made with the first one.
+    """Writes each frame as a PNG file, ``000000.png`` and on, into a folder that is created for the first one.
 
     Raises:
-        OutputError: from `write`, where a file cannot be written.
+        OutputError: a file cannot be written; raised by `write`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +32,7 @@ class FrameFolder:
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Append ``frames`` (frame, height, width, 3), RGB uint8."""
-        try:
+        with reporting(self.folder):
             self.folder.mkdir(exist_ok=True)
             for frame in frames:
                 path = self.folder / f"{self.frames_written:06d}.png"
@@ -56,23 +40,23 @@ class FrameFolder:
                 part.write_bytes(png(frame))
                 part.replace(path)
                 self.frames_written += 1
-        except OSError as error:
-            raise OutputError(f"output {str(self.folder)!r} cannot be written: {error.strerror or error}") from error
 
     def end_segment(self) -> None:
-        """Frames are whole as they are."""
+        """Nothing to do: each file is complete."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
 
+Sink = VideoWriter | PipeWriter | FrameFolder
+"""Takes the frames of a video, in order. Use it as a context manager."""
+
+
 def is_folder(target: str) -> bool:
-    """Whether a target's name asks for PNG frames."""
+    """Whether the target is a folder of PNG frames: its name ends with a slash."""
     return target.endswith("/")
 
 
@@ -80,7 +64,7 @@ def check_sink(target: str) -> None:
     """Find out that ``target`` cannot be written before any work is done.
 
     Raises:
-        OutputError: it cannot; or it is a folder that is not empty, or a screen.
+        OutputError: it cannot be written, or is a folder that is not empty, or a terminal.
     """
     if target == PIPE:
         if sys.stdout.isatty():
@@ -96,14 +80,15 @@ def check_sink(target: str) -> None:
 
 
 def open_sink(
-    target: str, *, fps: float, height: int, width: int, metadata: Mapping[str, str], quality: Quality = USUAL,
-    resumed: int = 0,
+    target: str, *, fps: float, height: int, width: int, metadata: Mapping[str, str],
+    quality: Quality = DEFAULT_QUALITY, resumed: int = 0,
 ) -> Sink:
-    """Open ``target``; the other arguments are those of `VideoWriter`."""
+    """The sink of ``target``: a file, a folder whose name ends with a slash, or `PIPE`.
+
+    The other arguments are as for `VideoWriter`; a pipe and a folder cannot be resumed.
+    """
     if target == PIPE:
-        return PipeWriter(
-            sys.stdout.buffer, fps=fps, height=height, width=width, metadata=metadata, quality=quality
-        )
+        return PipeWriter(sys.stdout.buffer, fps=fps, height=height, width=width, metadata=metadata, quality=quality)
     if is_folder(target):
         return FrameFolder(Path(target))
     return VideoWriter(

@@ -1,27 +1,21 @@
-"""Frames in, an MP4 (or a WebM) out: written as it is made, identical for identical input, playable when cut short.
+"""Writers of MP4 and WebM: frames are written as they come, and a file that is cut short plays.
 
-The metadata carries no time. The file grows under ``<name>.part`` and takes its name only when it is complete, or
-when the caller stops it on purpose. Segments are encoded each by itself, so that a file that was cut short goes on with
-the packets it has.
+The same frames give the same bytes; the metadata carries no time. A file grows under ``<name>.part`` and takes its name
+when it is complete, or when the caller stops it on purpose. Each segment is encoded by itself, so that a file that was
+cut short can be resumed with the packets it has.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
-
-import numpy as np
+from typing import BinaryIO
 
 from arlon_rt.errors import Cancelled, OutputError
-from arlon_rt.video.encoding import Quality
-from arlon_rt.video.track import Track
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from arlon_rt.video.encoding import DEFAULT_QUALITY, Quality
+from arlon_rt.video.track import Pipe, Track, reporting
 
 CONTAINERS = {
     # Fragments that reach the disk while it grows, so that a killed process leaves a file that plays; an ordinary MP4
@@ -29,19 +23,18 @@ CONTAINERS = {
     ".mp4": {"movflags": "+hybrid_fragmented+frag_keyframe"},
     ".webm": {},
 }
-USUAL = Quality()
-STDOUT = Path("-")
-"""What a pipe is called in errors."""
+LIVE = {"movflags": "+empty_moov+default_base_moof+frag_keyframe"}
+"""A pipe's options: fragments from the start."""
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Find out that ``path`` cannot be written before any work is done.
+    """Find out that ``path`` cannot be written, before any work is done.
 
     Raises:
-        OutputError: it is neither ``.mp4`` nor ``.webm``, its folder is missing, or a file cannot be made there.
+        OutputError: it is neither ``.mp4`` nor ``.webm``, its folder is missing, or no file can be created in it.
     """
     path = Path(path)
-    with _reporting(path):
+    with reporting(path):
         if path.is_dir():
             raise OutputError(
                 f"output {str(path)!r} is a folder; name a file, e.g. {str(path / 'out.mp4')!r}, or end it with / for "
@@ -55,40 +48,28 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             raise OutputError(f"output {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
         if path.exists() and not os.access(path, os.W_OK):
             raise OutputError(f"output {str(path)!r} exists and is read-only; name another file")
-        part = part_of(path)
-        if part.exists():   # of a video that was cut short, and may go on
-            part.open("ab").close()
-        else:
-            part.open("wb").close()
-            part.unlink()
+        unfinished = unfinished_path(path)
+        resumable = unfinished.exists()   # of a video that was cut short
+        unfinished.open("ab").close()
+        if not resumable:
+            unfinished.unlink()
 
 
-@contextlib.contextmanager
-def _reporting(path: Path) -> Iterator[None]:
-    """Turn errors of the system, PyAV's among them (e.g. a full disk), into `OutputError`."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
-
-
-def part_of(path: Path) -> Path:
-    """Where the file grows until it is complete: ``<name>.part`` beside it."""
+def unfinished_path(path: Path) -> Path:
+    """The file that grows until ``path`` is complete: ``<name>.part`` beside it."""
     return path.with_name(path.name + ".part")
 
 
-class VideoWriter:
+class VideoWriter(Track):
     """Writes frames to an MP4 or a WebM as they come; use it as a context manager.
 
     * Left normally: the file is complete under its own name.
-    * Left by an interrupt (KeyboardInterrupt, SystemExit, `Cancelled`): what was written is completed the same way.
-    * Left by an error: the final name is not touched; frames that were written stay, playable, under ``<name>.part``.
-    * Without a single frame nothing is left, however it ends.
+    * Left by an interrupt (KeyboardInterrupt, SystemExit, `Cancelled`): the file is completed in the same way.
+    * Left by an error: the final name is not touched; the frames so far stay, playable, under ``<name>.part``.
+    * Without a single frame no file is left, however it ends.
 
-    A process that is killed outright leaves a fragmented file that still plays under ``<name>.part``; it holds every
-    segment but the last that `end_segment` was called for.
+    A process that is killed leaves a fragmented file under ``<name>.part``, which plays. It holds all segments for
+    which `end_segment` was called but the last.
 
     Args:
         path: the file to write, ``.mp4`` (H.264) or ``.webm`` (VP9); an existing file is replaced, at the end and in
@@ -97,86 +78,61 @@ class VideoWriter:
         height, width: of the frames in pixels. Odd sizes are made even by repeating the last row or column.
         metadata: container tags, e.g. ``title`` and ``comment``.
         quality: how frames are encoded.
-        resumed: go on with the first so many frames of an MP4 that was cut short, ``<name>.part`` or else
-            ``<name>``; a segment ended there. The file is as if it had been written in one go, and what was there
-            stays until it is taken over.
+        resumed: number of frames to keep of an MP4 that was cut short, ``<name>.part`` or else ``<name>``; a segment
+            must end with them. The result is the same as without a break. The earlier file stays until its frames
+            are copied.
 
     Raises:
         OutputError: the file cannot be written; also from `write` and `close`.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        fps: float,
-        height: int,
-        width: int,
-        metadata: Mapping[str, str] | None = None,
-        quality: Quality = USUAL,
-        resumed: int = 0,
+        self, path: str | os.PathLike[str], *, fps: float, height: int, width: int,
+        metadata: Mapping[str, str] | None = None, quality: Quality = DEFAULT_QUALITY, resumed: int = 0,
     ) -> None:
-        self.path = Path(path)
-        self.part = part_of(self.path)
-        before = self.part if self.part.exists() else self.path
+        path = Path(path)
+        self.unfinished, kind, self._closed = unfinished_path(path), path.suffix.lower(), False
+        before = self.unfinished if self.unfinished.exists() else path
         if not resumed:
             check_writable(path)
-        kind, self._closed = self.path.suffix.lower(), False
-        self._growing = self.part.with_name(self.part.name + ".new") if resumed else self.part
-        with _reporting(self.path):
-            self._growing.touch()   # FFmpeg makes the file at the first packet; a header without packets crashes it
-            self._track = Track(
-                self._growing, kind, CONTAINERS[kind], height=height, width=width, fps=fps, quality=quality,
-                metadata=metadata or {},
-            )
-            if resumed:
-                try:
-                    self._track.take_over(before, resumed)
-                except BaseException:
-                    self.abort()
-                    raise
-
-    @property
-    def frames_written(self) -> int:
-        return self._track.frames_written
-
-    def write(self, frames: NDArray[np.uint8]) -> None:
-        """Append ``frames`` (frame, height, width, 3), RGB uint8."""
-        with _reporting(self.path):
-            self._track.write(frames)
+        self._growing = self.unfinished.with_name(self.unfinished.name + ".new") if resumed else self.unfinished
+        with reporting(path):
+            self._growing.touch()   # FFmpeg creates the file at the first packet; a header without packets crashes it
+        super().__init__(
+            path, self._growing, kind, CONTAINERS[kind], height=height, width=width, fps=fps, quality=quality,
+            metadata=metadata,
+        )
+        if resumed:
+            try:
+                self._take_over(before, resumed)
+            except BaseException:
+                self.abort()
+                raise
 
     def end_segment(self) -> None:
-        """Close the group of pictures: later frames are encoded as if these had never been."""
-        with _reporting(self.path):
-            self._track.end_segment()
-            if self._growing != self.part:
-                self._growing = self._growing.replace(self.part)   # it holds all that the old one held
+        super().end_segment()
+        if self._growing != self.unfinished:
+            with reporting(self.path):
+                self._growing = self._growing.replace(self.unfinished)   # it holds all frames of the old one
 
     def close(self) -> None:
-        """Finish the file and give it its name. Without a frame, remove it."""
-        if self._closed:
-            return
+        """Complete the file and give it its final name; without a frame, remove it."""
         if not self.frames_written:
             self.abort()
-            return
-        self._finish()
-        with _reporting(self.path):
-            self.part.replace(self.path)
+        elif not self._closed:
+            self._finish()
+            with reporting(self.path):
+                self.unfinished.replace(self.path)
 
     def abort(self) -> None:
-        """Stop and remove what was written; the final name is not touched."""
+        """Stop and remove the unfinished file; the final name is not touched."""
         if not self._closed:
             self._closed = True
             with contextlib.suppress(OSError):
-                self._track.close()
+                self._close_container()
             self._growing.unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, KeyboardInterrupt | SystemExit | Cancelled):
             self.close()
         elif not self.frames_written:
@@ -184,27 +140,27 @@ class VideoWriter:
         elif not self._closed:
             with contextlib.suppress(OutputError):   # the error under way is the one to report
                 self._finish()
-            if self._track.lost:
+            if self._state == "no header":
                 self._growing.unlink(missing_ok=True)
 
     def _finish(self) -> None:
         """Flush the encoder and complete the file under its temporary name."""
         self._closed = True
-        with _reporting(self.path):
-            try:
-                self.end_segment()
-            finally:
-                self._track.close()
+        try:
+            self.end_segment()
+        finally:
+            self._close_container()
 
 
-class PipeWriter:
+class PipeWriter(Track):
     """Writes frames as a fragmented MP4 to a stream that cannot seek, e.g. a player's standard input.
 
-    A fragment leaves with each segment, and every two seconds. Use it as a context manager; the stream stays open.
+    A fragment is written at the end of each segment and every two seconds. Use it as a context manager; the stream
+    stays open.
 
     Args:
-        stream: where the bytes go.
-        fps, height, width, metadata, quality: as of `VideoWriter`.
+        stream: takes the bytes.
+        fps, height, width, metadata, quality: as for `VideoWriter`.
 
     Raises:
         OutputError: the stream cannot be written.
@@ -212,60 +168,16 @@ class PipeWriter:
 
     def __init__(
         self, stream: BinaryIO, *, fps: float, height: int, width: int, metadata: Mapping[str, str] | None = None,
-        quality: Quality = USUAL,
+        quality: Quality = DEFAULT_QUALITY,
     ) -> None:
-        self._gone = False
-        live = {"movflags": "+empty_moov+default_base_moof+frag_keyframe"}
-        with _reporting(STDOUT):
-            self._track = Track(
-                _Unseekable(stream), ".mp4", live, height=height, width=width, fps=fps, quality=quality,
-                metadata=metadata or {},
-            )
+        self._pipe = Pipe(stream)
+        super().__init__(
+            Path("-"), self._pipe, ".mp4", LIVE, height=height, width=width, fps=fps, quality=quality, metadata=metadata
+        )
 
-    @property
-    def frames_written(self) -> int:
-        return self._track.frames_written
-
-    def write(self, frames: NDArray[np.uint8]) -> None:
-        """Append ``frames`` (frame, height, width, 3), RGB uint8."""
-        with self._unless_gone():
-            self._track.write(frames)
-
-    def end_segment(self) -> None:
-        """Close the group of pictures."""
-        with self._unless_gone():
-            self._track.end_segment()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._gone:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._pipe.gone:
             return
-        with self._unless_gone() if error is None else contextlib.suppress(OSError, OutputError):
-            self._track.end_segment()
-            self._track.close()
-
-    @contextlib.contextmanager
-    def _unless_gone(self) -> Iterator[None]:
-        """Remember that the stream takes nothing any more."""
-        try:
-            with _reporting(STDOUT):
-                yield
-        except OutputError:
-            self._gone = True
-            raise
-
-
-class _Unseekable:
-    """A stream as the muxer may use it: written, each fragment at once."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def write(self, part: bytes) -> int:
-        written = self._stream.write(part)
-        self._stream.flush()
-        return written
+        with contextlib.nullcontext() if error is None else contextlib.suppress(OutputError):
+            self.end_segment()
+            self._close_container()

@@ -1,6 +1,6 @@
-"""What benchmarks/gpu runs on: engines really built, in its own folder, opened as arlon_rt opens them; the plan.
+"""The backends of the GPU benchmark, with engines in the folder of the run, and the order of its rows.
 
-Engines are built by TensorRT for RTX, which needs no GPU for it, and run by the stand-in.
+TensorRT for RTX builds the engines, which needs no GPU, and the stand-in runs them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import gpu.video as gpu_video
 import numpy as np
 import pytest
 from full_size_weights import FULL
-from gpu.__main__ import Entry, NothingHereError, check_any, make_plan, skip
+from gpu.__main__ import Entry, NothingToRunError, check_any, make_plan, skip
 from gpu.backends import Backend, BuildTimeout, Engines, find_backends
 from gpu.device import CpuDevice
 from gpu.models import SMALL, BundleSubject, RandomSubject
@@ -69,7 +69,7 @@ def test_an_engine_is_built_in_the_run_s_folder_as_the_session_looks_for_it(
     assert not (demo.path / "engines").exists(), "the bundle's own folder is left alone"
 
 
-def test_an_engine_that_is_there_is_not_built_again(demo: Bundle, rtx: Engines, tmp_path: Path) -> None:
+def test_a_built_engine_is_not_built_again(demo: Bundle, rtx: Engines, tmp_path: Path) -> None:
     first = rtx.build(demo, ["caption"], "fp16", soon())
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.engine")}
     assert len(files) == 1
@@ -77,7 +77,7 @@ def test_an_engine_that_is_there_is_not_built_again(demo: Bundle, rtx: Engines, 
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
-def test_a_build_that_takes_too_long_is_given_up_and_leaves_nothing(
+def test_a_build_that_takes_too_long_is_stopped_and_leaves_nothing(
     demo: Bundle, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
@@ -102,11 +102,11 @@ def test_engines_are_opened_by_arlon_rt_s_own_session(
     put_engines(engines.copy(demo), identity, lambda graph: plan_of(demo.path, graph, "fp16"))
     tokens = {"tokens": np.arange(4 * 4 * 3, dtype=np.int64).reshape(1, 3, 4, 4)}
     session = engines.open(demo, ["vq_decoder"], "fp16")["vq_decoder"]
-    usual = open_session(demo, "vq_decoder", precision="fp16", threads=1)
-    assert np.array_equal(session.run(tokens)["coarse"], usual.run(tokens)["coarse"])
+    graph = open_session(demo, "vq_decoder", precision="fp16", threads=1)
+    assert np.array_equal(session.run(tokens)["coarse"], graph.run(tokens)["coarse"])
     assert [graph for graph, *_ in fake.ran] == ["vq_decoder"]
     session.close()
-    usual.close()
+    graph.close()
 
 
 def test_the_profile_is_the_one_the_bundle_s_videos_have() -> None:
@@ -116,35 +116,36 @@ def test_the_profile_is_the_one_the_bundle_s_videos_have() -> None:
 def test_without_a_gpu_each_backend_says_why(tmp_path: Path) -> None:
     found, missing = find_backends("cuda", tmp_path, None)
     if found:
-        pytest.skip("there is a GPU")
+        pytest.skip("this machine has a GPU")
     assert tuple(missing) == BACKENDS
-    with pytest.raises(NothingHereError, match="none of onnxruntime-gpu, tensorrt and tensorrt-rtx runs here") as error:
+    none = "none of onnxruntime-gpu, tensorrt and tensorrt-rtx runs on this machine"
+    with pytest.raises(NothingToRunError, match=none) as error:
         check_any(found, missing)
     assert all(reason and reason in str(error.value) for reason in missing.values())
-    assert "onnxruntime-gpu alone is needed" in missing["onnxruntime"]
+    assert "onnxruntime-gpu alone must be installed" in missing["onnxruntime"]
 
 
 def test_one_backend_is_enough(tmp_path: Path, rtx: Engines) -> None:
     check_any({"tensorrt-rtx": rtx}, {"onnxruntime": "none", "tensorrt": "none"})
 
 
-def test_what_decides_comes_first(demo: Bundle, tmp_path: Path) -> None:
+def test_the_most_important_rows_come_first(demo: Bundle, tmp_path: Path) -> None:
     plan = make_plan([BundleSubject(demo), RandomSubject("full", FULL, tmp_path, "cpu")], [], WAYS)
     names = [entry.name for entry in plan]
     first = names[: names.index("full/dit/fp16")]
     assert set(first) == {f"bundle/{graph}/fp16" for graph in (*demo.manifest.graphs, "video")}
     after = len(first)
     assert names[after : after + 3] == ["full/dit/fp16", "full/ar_step/fp16", "full/vae_decoder/fp16"]
-    told = {entry.name: set() for entry in plan}
+    measured = {entry.name: set() for entry in plan}
     for entry in plan:
-        assert not told[entry.name] & set(entry.ways), "nothing is measured twice"
-        told[entry.name] |= set(entry.ways)
-    assert all(ways == set(WAYS) for name, ways in told.items() if "/video/" not in name)
+        assert not measured[entry.name] & set(entry.ways), "nothing is measured twice"
+        measured[entry.name] |= set(entry.ways)
+    assert all(ways == set(WAYS) for name, ways in measured.items() if "/video/" not in name)
     last = plan[-2 * len(demo.manifest.graphs) :]
     assert all(set(entry.ways) == set(COMPILED) and entry.name.startswith("bundle/") for entry in last)
 
 
-def test_only_what_time_was_lacking_for_is_told_as_skipped(demo: Bundle) -> None:
+def test_only_ways_that_time_was_lacking_for_are_skipped(demo: Bundle) -> None:
     entry = Entry(BundleSubject(demo), "dit", "fp16", COMPILED)
     row, fresh = Row(name=entry.name, ways={"eager": Measurement(status="ok")}), Row(name=entry.name)
     skip(row, entry, "no time")
@@ -173,8 +174,8 @@ def test_a_video_of_another_s_weights_fails_its_parity_and_one_without_frames_of
     monkeypatch.setattr(gpu_video, "CPU_SECONDS", 0.0)
     measure_video(row, tiny, "fp16", ["tensorrt"], backends, device, effort)
     found = row.ways["tensorrt"]
-    assert found.seconds, "the times are worth having all the same"
-    assert "not compared with the CPU: TimeoutError: it had made none after 0 s" in found.detail
+    assert found.seconds, "it is timed all the same"
+    assert "not compared with the CPU: TimeoutError: the CPU had no frames after 0 s" in found.detail
 
 
 class Spoiled(StandInEngines):

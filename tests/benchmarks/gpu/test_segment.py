@@ -1,4 +1,4 @@
-"""What benchmarks/gpu reckons of a full-size segment, and the lines it prints of it."""
+"""The estimate of a full-size segment, and the lines that show it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from full_size_weights import FULL
 from gpu.report import decisive, segments
 from gpu.row import Measurement, Row
-from gpu.segment import reckon, runs_of_a_segment
+from gpu.segment import estimate_segments, runs_of_a_segment
 
 MS = {"dit": 100.0, "ar_step": 1.0, "vae_decoder": 50.0}
 
@@ -24,7 +24,7 @@ def test_a_segment_has_as_many_runs_as_the_paper_s() -> None:
 
 
 def test_the_times_of_the_graphs_add_up() -> None:
-    found = reckon(FULL, [row(graph) for graph in MS])["tensorrt"]
+    found = estimate_segments(FULL, [row(graph) for graph in MS])["tensorrt"]
     assert found.seconds == pytest.approx(1.0 + 0.2 + 0.32)
     video = 68 / FULL.video.fps
     assert found.real_time_factor == pytest.approx(video / 1.52)
@@ -33,7 +33,7 @@ def test_the_times_of_the_graphs_add_up() -> None:
 
 def test_a_way_that_was_not_measured_everywhere_is_left_out() -> None:
     rows = [row("dit"), row("ar_step"), row("vae_decoder", way="eager")]
-    assert reckon(FULL, rows) == {}
+    assert estimate_segments(FULL, rows) == {}
     assert list(segments(FULL, rows)) == []
 
 
@@ -43,8 +43,8 @@ def test_the_lines_say_what_part_of_the_device_a_time_is() -> None:
     assert any("one token" in line and "1000 tokens/s, 50% of the copy's bytes/s" in line for line in lines)
     assert any("one denoising step" in line and "300 TFLOP/s, 42% of the product" in line for line in lines)
     assert any("one VAE chunk" in line and "50 ms" in line for line in lines)
-    heading, told = segments(FULL, rows)
+    heading, line = segments(FULL, rows)
     assert "68 frames, 2.83 s to watch" in heading
     assert "10 × denoising step, 4 × VAE chunk, 320 × token" in heading
-    assert "TensorRT" in told
-    assert "1.52 s, 1.86 × real time; 2.83 with stages overlapped" in told
+    assert "TensorRT" in line
+    assert "1.52 s, 1.86 × real time; 2.83 with lanes overlapped" in line

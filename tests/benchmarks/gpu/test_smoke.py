@@ -1,4 +1,4 @@
-"""benchmarks/gpu from start to end on the CPU, with the two rows that export fastest and a video."""
+"""``python -m gpu`` from start to end on the CPU, with the rows that export fastest and a video."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def test_a_token_s_time_is_tokens_a_second_and_a_part_of_the_copy_s_bytes(result
             assert found["copy_fraction"] * result["ceilings"]["copy_gb_s"] == pytest.approx(rate)
 
 
-def test_engines_tell_the_time_of_building_apart(result: dict[str, Any]) -> None:
+def test_the_time_to_build_engines_is_a_figure_of_its_own(result: dict[str, Any]) -> None:
     for measured in (*result["rows"], *result["videos"]):
         for name, found in measured["ways"].items():
             assert (found["build_seconds"] is not None) == name.startswith("tensorrt")
 
 
-def test_a_video_is_made_and_compared_by_every_backend(result: dict[str, Any]) -> None:
+def test_every_backend_generates_a_video_that_is_compared(result: dict[str, Any]) -> None:
     (video,) = result["videos"]
     assert set(video["ways"]) == {"onnxruntime", "tensorrt", "tensorrt-rtx"}
     for found in video["ways"].values():
@@ -91,16 +91,16 @@ def test_a_video_is_made_and_compared_by_every_backend(result: dict[str, Any]) -
         assert 0 < found["mean_levels"] < 2, "fp16 is compared with fp32"
         assert found["real_time_factor"] * found["seconds"] == pytest.approx(video["video_seconds"])
         assert 0 < found["first_frame_seconds"] <= found["max_seconds"]
-        assert {"text", "ar", "dit", "vae"} <= found["stage_seconds"].keys()
+        assert {"text", "ar", "dit", "vae"} <= found["network_seconds"].keys()
     assert video["ways"]["tensorrt"]["peak_memory_mb"] > 0
 
 
-def test_the_tables_tell_every_row_and_that_their_figures_mean_nothing(done: tuple[dict[str, Any], str]) -> None:
+def test_the_tables_show_every_row_and_say_that_their_figures_mean_nothing(done: tuple[dict[str, Any], str]) -> None:
     result, printed = done
     assert all(row["name"] in printed for row in (*result["rows"], *result["videos"]))
     assert "figures mean nothing" in printed
     assert "one token          TensorRT " in printed
-    assert result["segments"] == {}, "nothing is reckoned of a segment whose denoising was not measured"
+    assert result["segments"] == {}, "no estimate of a segment whose denoising was not measured"
 
 
 def test_without_a_gpu_it_says_so_and_exits_with_2() -> None:

@@ -182,8 +182,8 @@ def test_arlon_json_states_what_shapes_cannot_say(published: Published) -> None:
     ({"ar": {"heads": 4}}, r"arlon\.json\.ar\.heads is not a field this version knows \(num_heads, max_length"),
     ({"t5": {}}, r"arlon\.json\.t5 is not a field this version knows \(ar, vq, injection, defaults\)"),
     ({"vq": {"stride": 4}}, r"arlon\.json\.vq\.stride is 4; a list is expected"),
-    ({"vq": {"stride": [16, 8, 8]}}, r"vq makes no network: vq\.channels has 3 stages; stride 16 needs 4"),
-    ({"vq": {"norm_groups": 5}}, "vq makes no network: num_channels"),
+    ({"vq": {"stride": [16, 8, 8]}}, r"from the configuration of vq: vq\.channels has 3 stages; stride 16 needs 4"),
+    ({"vq": {"norm_groups": 5}}, "from the configuration of vq: num_channels"),
     ({"ar": {"num_heads": 5}}, r"ar\.hidden_size 32 is no multiple of num_heads 5(.|\n)*'ar' of arlon\.json"),
     ({"injection": {"layers": [0, 1]}}, r"layers names 2 block pairs, but .*injection\.safetensors has 1 adapters"),
     ({"injection": {"layers": [1, 0]}}, r"injection\.layers is \[1, 0\]; they must rise"),
@@ -213,7 +213,7 @@ def test_sections_may_stand_in_several_folders_but_once(published: Published) ->
 
 
 def test_a_part_of_the_add_ons_is_refused(published: Published) -> None:
-    assert "no weights are given for ar and injection" in error_of(lambda: published.read(vq=published.paths()["vq"]))
+    assert "no weights are named for ar and injection" in error_of(lambda: published.read(vq=published.paths()["vq"]))
 
 
 def test_faults_of_all_networks_are_in_one_error(published: Published) -> None:
@@ -231,7 +231,7 @@ def test_faults_of_all_networks_are_in_one_error(published: Published) -> None:
         "spatial_blocks.1.attn.qkv.weight (48, 16), perhaps renamed: spatial_blocks.1.attn.qkv_.weight is unknown",
         "2 unknown:", "  surplus (9,)",
         "temporal_blocks.0.mlp.fc1.weight is (16, 64), expected (64, 16), transposed",
-        "sizes were read off x_embedder.proj.bias (16,), x_embedder.proj.weight (16, 4, 1, 2, 2)",
+        "sizes were read from x_embedder.proj.bias (16,), x_embedder.proj.weight (16, 4, 1, 2, 2)",
         f"{published.folder / 'text'} does not fit the configuration", "shared.weight is int32",
     ):
         assert expected in message
@@ -244,7 +244,7 @@ def test_a_renamed_key_that_sizes_are_read_off_is_named(published: Published, st
         published.config("dit", DIT_CONFIG)
         expected = "x_embedder.proj.bias (16,), perhaps renamed: x_embedder.bias is unknown"
     else:
-        expected = "has no x_embedder.proj.bias, which sizes are read off; caption_channels, depth, hidden_size"
+        expected = "has no x_embedder.proj.bias; sizes are read from its shape; caption_channels, depth, hidden_size"
     assert expected in error_of(published.read)
 
 
@@ -357,7 +357,7 @@ def test_the_command_refuses_spoilt_weights_and_leaves_no_bundle(
     ("arguments", "message"),
     [
         (["--dit", "a"], "--vae, --text-encoder missing"),
-        (["folder", "--vae", "b", "--exact"], "--vae, --exact is given"),
+        (["folder", "--vae", "b", "--exact"], "--vae, --exact names weights too"),
     ],
 )
 def test_what_to_export_is_said_once_and_wholly(

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arlon_export.modules.vae import VideoVAE, decoder_frame_index, encoder_frame_index, frames_to_pixels
+from arlon_export.modules.vae import VideoVAE, frames_to_pixels, pixels_to_frames
 from arlon_export.modules.vae_spatial import FrameAutoencoder, Moments
 from arlon_export.modules.vae_temporal import CausalConv3d
 from arlon_rt.config import VAEConfig
+from arlon_rt.networks import decoder_frame_index, encoder_frame_index
 
 REFERENCE = Path(__file__).resolve().parents[4] / "shared" / "reference"
 SAME = 1e-5
@@ -94,12 +95,6 @@ def test_recorded_pixels_encode_to_their_recorded_latents(recorded: tuple[VideoV
         assert relative_error(latents, cases[f"{name}.z"]) < SAME, name
 
 
-def test_seventeen_frames_are_padded_in_front() -> None:
-    assert decoder_frame_index(17, 4).tolist() == list(range(3, 20))
-    assert encoder_frame_index(17, 4).tolist() == [0, 0, 0, *range(1, 18)]
-    assert encoder_frame_index(4, 4).tolist() == [1, 2, 3, 4]
-
-
 @pytest.mark.parametrize(("num_frames", "latents"), [(1, 1), (4, 1), (5, 2), (17, 5), (22, 7), (34, 10)])
 def test_any_number_of_frames_survives_the_round_trip_in_shape(tiny: VideoVAE, num_frames: int, latents: int) -> None:
     encoded = tiny.encode(torch.zeros(2, 3, num_frames, 8, 4))
@@ -128,13 +123,14 @@ def test_a_causal_convolution_sees_no_later_frame() -> None:
 
 def test_the_uint8_graph_forms_agree_with_the_float_ones(tiny: VideoVAE) -> None:
     latents = torch.randn(1, 4, 2, 4, 4)
-    frames = tiny.decode_frames(latents, decoder_frame_index(5, 4))
+    frames = pixels_to_frames(tiny.decode_pixels(latents, torch.from_numpy(decoder_frame_index(5, TINY))))
     assert frames.shape == (5, 8, 8, 3)
     assert frames.dtype == torch.uint8
     pixels = tiny.decode(latents, 5)[0].transpose(0, 1).clamp(-1, 1)
     assert float((frames_to_pixels(frames) - pixels).abs().max()) <= 0.5 / 127.5 + 1e-6
     again = tiny.encode(frames_to_pixels(frames).transpose(0, 1)[None])
-    torch.testing.assert_close(tiny.encode_frames(frames, encoder_frame_index(5, 4)), again)
+    index = torch.from_numpy(encoder_frame_index(5, TINY))
+    torch.testing.assert_close(tiny.encode_pixels(frames_to_pixels(frames), index), again)
 
 
 def test_normalisation_is_open_soras(tiny: VideoVAE) -> None:
@@ -154,7 +150,7 @@ def test_training_under_bfloat16_reaches_every_weight() -> None:
     vae = VideoVAE(TINY)
     pixels = torch.rand(2, 3, 5, 8, 8) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
-        moments = vae.encode_moments(pixels, encoder_frame_index(5, 4), sample=True)
-        decoded = vae.decode_chunk(vae.normalise(moments.sample()), decoder_frame_index(5, 4))
+        moments = vae.encode_moments(pixels, torch.from_numpy(encoder_frame_index(5, TINY)), sample=True)
+        decoded = vae.decode_chunk(vae.normalise(moments.sample()), torch.from_numpy(decoder_frame_index(5, TINY)))
     ((decoded - pixels).float().square().mean() + moments.kl()).backward()
     assert [name for name, p in vae.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []

@@ -102,7 +102,7 @@ def test_a_bundle_of_another_model_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num-frames", "17"], "--num-frames is given without a checkpoint"),
+        (["--num-frames", "17"], "--num-frames needs a checkpoint: add --checkpoint PATH"),
         (["--checkpoint", "c", "--precision", "fp16"], "--precision and --keep are for recorded outputs"),
         (["--dit", "d"], "--vae, --text-encoder missing"),
     ],

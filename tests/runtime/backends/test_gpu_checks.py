@@ -1,6 +1,6 @@
 """The tests of a GPU without one: each check of gpu_checks.py on the stand-in and on the CPU, and on what is wrong.
 
-Here TensorRT is tests/fake_gpu.py, whose engines are ONNX Runtime, and ONNX Runtime's device is the CPU.
+TensorRT is tests/fake_gpu.py, whose engines are ONNX Runtime, and ONNX Runtime's device is the CPU.
 """
 
 from __future__ import annotations

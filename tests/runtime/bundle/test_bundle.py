@@ -324,13 +324,6 @@ def test_a_manifest_that_would_be_refused_is_not_written(folder: Path) -> None:
     assert not list(folder.glob(".manifest*"))
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(OSError, match="manifest"):
-        bundles.write_atomically(tmp_path / "manifest.json", b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
-
-
 def test_inspection_counts_networks_and_bytes_from_the_manifest_alone(folder: Path) -> None:
     sizes = sum((folder / name).stat().st_size for name in bundles.listed_files(folder))
     shutil.rmtree(folder / "onnx")

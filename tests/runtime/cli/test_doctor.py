@@ -1,4 +1,4 @@
-"""The doctor says what this machine can run and names a command for what is missing."""
+"""The doctor checks this machine and names a command for what is missing."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
     ("onnxruntime-gpu", [CUDA, CPU], True, "ok", "cpu, cuda (an NVIDIA GPU; ONNX Runtime has CUDA)"),
     ("onnxruntime-gpu", [CUDA, CPU], False, "ok", "cpu (no NVIDIA GPU; ONNX Runtime has CUDA)"),
 ])
-def test_a_gpu_counts_when_it_is_there_and_onnxruntime_can_use_it(
+def test_a_gpu_counts_if_the_machine_has_one_and_onnxruntime_can_use_it(
     runtime: str, providers: list[str], has_gpu: bool, status: str, devices: str
 ) -> None:
     check = check_devices({runtime: "1.31.0"}, providers, has_gpu=has_gpu)
@@ -84,9 +84,9 @@ def test_an_old_python_is_an_error() -> None:
     assert check_python((3, 14, 0)).status == "ok"
 
 
-def test_a_package_that_is_not_there_names_its_command() -> None:
-    assert check_package("no_such_module", "no-such") == Check(
-        name="no-such", status="error", message="not installed", command="pip install no-such"
+def test_a_missing_package_names_its_command() -> None:
+    assert check_package("no_such") == Check(
+        name="no_such", status="error", message="not installed", command="pip install no_such"
     )
 
 
@@ -106,13 +106,13 @@ def test_a_missing_demo_bundle_is_an_error_and_not_an_exception() -> None:
     assert check_demo_bundle(find).message == "the demo bundle is not installed"
 
 
-@pytest.mark.skipif((_RUNTIME / "arlon_rt" / "demo_bundle").exists(), reason="it is there")
+@pytest.mark.skipif((_RUNTIME / "arlon_rt" / "demo_bundle").exists(), reason="this installation has the demo bundle")
 def test_an_installation_without_demo_bundle_asks_for_a_path() -> None:
     with pytest.raises(BundleNotFoundError, match="--bundle PATH"):
         demo_bundle_path()
 
 
-def test_every_graph_is_run_and_what_it_keeps_on_the_cpu_is_named(folder: Path) -> None:
+def test_every_graph_runs_and_its_large_nodes_on_the_cpu_are_named(folder: Path) -> None:
     checks = {check.name: check for check in check_graphs(Bundle.open(folder), "cpu")}
     assert list(checks) == list(graph_specs(TINY))
     assert re.match(r"fp32, \d+\.\d\d ms, 0 nodes on the GPU, \d+ on the CPU; ", checks["ar_step"].message)
@@ -124,7 +124,7 @@ def test_every_graph_is_run_and_what_it_keeps_on_the_cpu_is_named(folder: Path) 
     (4096, "ok", "1 nodes on the GPU, 1 on the CPU; of those over 4 KB: none"),
     (8192, "warning", "1 nodes on the GPU, 1 on the CPU; of those over 4 KB: arange (Range, 8.0 KB)"),
 ])
-def test_a_graph_is_sound_unless_it_keeps_much_on_the_cpu(size: int, status: str, said: str) -> None:
+def test_a_graph_is_ok_unless_it_moves_much_data_on_the_cpu(size: int, status: str, said: str) -> None:
     nodes = (
         NodeRun(name="product", op="MatMul", provider=CUDA, bytes=1 << 20),
         NodeRun(name="arange", op="Range", provider=CPU, bytes=size),
@@ -146,7 +146,7 @@ def test_without_cuda_one_error_says_how_to_get_it(folder: Path) -> None:
     (OrtOnCuda(starts=False), "CUDA did not start"),
     (OrtOnCuda(fails="CUDA driver version is insufficient"), "cannot be opened: CUDA driver version is insufficient"),
 ])
-def test_what_keeps_cuda_from_running_any_graph_is_said_once(
+def test_a_fault_that_all_graphs_share_is_listed_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, cuda: OrtOnCuda, said: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", cuda)

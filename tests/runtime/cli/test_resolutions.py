@@ -1,4 +1,4 @@
-"""Open-Sora's named sizes, and what becomes of each on its way to the graphs: the tables of spec 2, 5.6 and 7."""
+"""Open-Sora's named sizes and the sizes of their graphs: the tables of docs/spec.md 2, 5.6 and 7."""
 
 from __future__ import annotations
 

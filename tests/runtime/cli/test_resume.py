@@ -18,9 +18,9 @@ import pytest
 from arlon_rt.cli import main
 from arlon_rt.cli.generate import Stop
 from arlon_rt.errors import Cancelled
-from arlon_rt.recording import snapshot_of
+from arlon_rt.recording import snapshot_path
 from arlon_rt.video import VideoWriter
-from arlon_rt.video.writer import part_of
+from arlon_rt.video.writer import unfinished_path
 from stored_video import read_video
 
 PROMPT = "a red circle moves right"
@@ -82,7 +82,7 @@ def test_after_an_error_it_says_how_to_go_on(
         stop_at(patch, 119, OSError(28, "No space left on device"))
         with pytest.raises(OSError, match="No space"):
             main(request(folder, path))
-    assert len(read_video(part_of(path)).frames) == 119
+    assert len(read_video(unfinished_path(path)).frames) == 119
     assert main(resume(folder, path)) == 0
     assert path.read_bytes() == whole.read_bytes()
     assert os.listdir(tmp_path) == ["out.mp4"]
@@ -114,9 +114,9 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(folder: Path, tmp
             seen.add(event.get("network", event["event"]))
             run.send_signal(signal.SIGKILL)
         assert run.returncode == -signal.SIGKILL
-        if not snapshot_of(str(path)).exists():
+        if not snapshot_path(str(path)).exists():
             continue
-        shown = read_video(part_of(path)).frames   # what is there plays, and is the beginning of the video
+        shown = read_video(unfinished_path(path)).frames   # what is there plays, and is the beginning of the video
         assert np.array_equal(shown, expected[: len(shown)])
         command, resumed = resume(folder, path), resumed + 1
     assert resumed >= 12
@@ -135,7 +135,7 @@ def test_a_full_disk_keeps_what_is_needed_to_go_on(folder: Path, whole: Path, tm
     try:
         path = disk / "out.mp4"
         assert main(request(folder, path)) == 2
-        assert snapshot_of(str(path)).is_file()
+        assert snapshot_path(str(path)).is_file()
         kept = tmp_path / "kept"
         shutil.copytree(disk, kept)
     finally:
@@ -210,13 +210,13 @@ def test_the_same_request_is_not_begun_anew_by_accident(
     told = capsys.readouterr().err
     assert "this very video was begun before and stopped; go on with: arlon-rt generate --resume -o" in told
     assert stopped.read_bytes() == before
-    snapshot_of(str(stopped)).unlink()
+    snapshot_path(str(stopped)).unlink()
     assert main(request(folder, stopped)) == 0
 
 
 def test_another_request_takes_the_name(folder: Path, stopped: Path) -> None:
     assert main(request(folder, stopped, "--steps", "1")) == 0
-    assert not snapshot_of(str(stopped)).exists()
+    assert not snapshot_path(str(stopped)).exists()
 
 
 @pytest.mark.parametrize(("more", "said"), [
@@ -231,7 +231,7 @@ def test_nothing_may_change_on_resume(
     capsys.readouterr()
     assert main(resume(folder, stopped, *more)) == 2
     assert said in capsys.readouterr().err
-    assert snapshot_of(str(stopped)).exists()
+    assert snapshot_path(str(stopped)).exists()
 
 
 def test_without_a_video_to_go_on_with_it_says_so(
@@ -248,7 +248,7 @@ def test_a_video_whose_file_is_gone_is_one_line(
     capsys.readouterr()
     assert main(resume(folder, stopped)) == 2
     assert "out.mp4" in capsys.readouterr().err
-    assert snapshot_of(str(stopped)).exists()
+    assert snapshot_path(str(stopped)).exists()
 
 
 def test_a_signal_stops_before_the_model_is_asked_again() -> None:

@@ -106,21 +106,19 @@ def test_a_snapshot_of_reused_latents(pipeline: Pipeline, tmp_path: Path) -> Non
         pipeline.resume(rewritten(tmp_path / "here.arlon", broken))
 
 
-def test_a_snapshot_of_reused_velocities(pipeline: Pipeline, tmp_path: Path, overlap: bool) -> None:
-    exact = dataclasses.replace(OPTIONS, num_inference_steps=8)
-    options = dataclasses.replace(exact, reuse_velocity=1)
-    whole = pipeline.generate(PROMPT, options).frames
-    stopped(pipeline, 7, options).save(tmp_path / "here.arlon")
-    rest = joined(pipeline.resume(tmp_path / "here.arlon", overlap=overlap))
-    assert np.array_equal(rest, whole[119:])
-    assert not np.array_equal(rest, pipeline.generate(PROMPT, exact).frames[119:])
-
-
 def test_a_snapshot_from_before_an_option_was_there_is_resumed(
     pipeline: Pipeline, saved: Path, usual: np.ndarray
 ) -> None:
-    older = rewritten(saved, lambda state, tensors: state["options"].pop("reuse_velocity"))
+    older = rewritten(saved, lambda state, tensors: state["options"].pop("reuse_latents"))
     assert np.array_equal(joined(pipeline.resume(older)), usual[68:])
+
+
+def test_a_snapshot_that_names_a_removed_option_is_resumed(pipeline: Pipeline, saved: Path, usual: np.ndarray) -> None:
+    older = rewritten(saved, lambda state, tensors: state["options"].update(reuse_velocity=None))
+    assert np.array_equal(joined(pipeline.resume(older)), usual[68:])
+    asked = rewritten(saved, lambda state, tensors: state["options"].update(reuse_velocity=0.1))
+    with pytest.warns(DeprecationWarning, match="reuse_velocity was removed and is ignored"):
+        assert np.array_equal(joined(pipeline.resume(asked)), usual[68:])
 
 
 def test_a_snapshot_is_small(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from arlon_rt.bundle import Bundle
 from arlon_rt.graphs import GraphSpec, signature
 
 LARGE_BYTES = 4096
-"""A node that touches more on the CPU of a GPU run is worth a look; shapes and indices take less."""
+"""Bytes from which a node on the CPU of a GPU run is worth a look; shapes and indices take less."""
 TIMED_RUNS = 5
 
 _COPIES = ("MemcpyToHost", "MemcpyFromHost")
 """Nodes that ONNX Runtime puts between devices; they count as CUDA's."""
 _SHAPE_ONLY = ("Shape", "Size")
-"""Operators that do not read what is in their input."""
+"""Operators that read the shape of their input, but not its content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class NodeRun:
     op: str
     provider: str
     bytes: int
-    """Of its inputs, weights and outputs; of Shape and Size, the outputs."""
+    """Bytes of its inputs, weights and outputs; for Shape and Size, of the outputs alone."""
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it computes on the GPU, which a copy from or to the CPU does not."""
+        """Whether the node computes on the GPU; a copy from or to the CPU does not."""
         return self.provider == CUDA and self.op not in _COPIES
 
 
@@ -50,23 +50,23 @@ class Placement:
     graph: str
     precision: str
     milliseconds: float
-    """Of a run, the median of `TIMED_RUNS` after a first; inputs and outputs stay on the device."""
+    """The median time of `TIMED_RUNS` runs after a first; inputs and outputs stay on the device."""
     nodes: tuple[NodeRun, ...]
-    """In the order they ran, after ONNX Runtime's optimisations."""
+    """In the order of their run, after ONNX Runtime's optimisations."""
 
     @property
     def large_on_cpu(self) -> list[NodeRun]:
-        """Nodes not on the GPU that touch more than `LARGE_BYTES`, the largest first."""
+        """Nodes off the GPU that touch more than `LARGE_BYTES`, the largest first."""
         found = [node for node in self.nodes if not node.on_gpu and node.bytes > LARGE_BYTES]
         return sorted(found, key=lambda node: -node.bytes)
 
 
 def place_graph(bundle: Bundle, graph: str, *, device: str, precision: str) -> Placement:
-    """Run ``graph`` of ``bundle`` on ``device``, at the sizes it is meant for, and say where its nodes ran.
+    """Where the nodes of ``graph`` ran on ``device``, in a run at the sizes that the graph is meant for.
 
     Raises:
         BundleError: the bundle has no such graph or its file is damaged.
-        BackendError: ONNX Runtime cannot run it there.
+        BackendError: ONNX Runtime cannot run the graph on that device.
     """
     with tempfile.TemporaryDirectory(prefix="arlon-rt-") as folder:
         prefix = Path(folder) / "profile"
@@ -87,7 +87,7 @@ def place_graph(bundle: Bundle, graph: str, *, device: str, precision: str) -> P
 
 
 def usual_feed(spec: GraphSpec, precision: str) -> dict[str, Array]:
-    """Valid inputs of the sizes a graph is meant for: tokens and indices 0, ``top_k`` 1, masks True, numbers 0.5."""
+    """Valid inputs at the sizes a graph is meant for: tokens and indices 0, ``top_k`` 1, masks True, numbers 0.5."""
     sizes = {axis.name: axis.opt for axis in spec.axes}
     feed = {}
     for name, dtype, axes in signature(spec.inputs, precision):
@@ -98,7 +98,7 @@ def usual_feed(spec: GraphSpec, precision: str) -> dict[str, Array]:
 
 
 def read_profile(file: Path) -> tuple[NodeRun, ...]:
-    """The nodes in a profile of ONNX Runtime (tried: 1.32): its events of the category ``Node``."""
+    """The nodes in a profile of ONNX Runtime (tried with 1.32): its events of the category ``Node``."""
     found = []
     for event in json.loads(file.read_text(encoding="utf-8")):
         name, end = event["name"], "_kernel_time"
@@ -113,7 +113,7 @@ def read_profile(file: Path) -> tuple[NodeRun, ...]:
 
 
 def _run(session: OrtSession, precision: str, times: int) -> list[float]:
-    """Seconds of each run. Everything is on the device before the first and stays there."""
+    """Seconds of each run. Inputs are on the device before the first run, and outputs stay on it."""
     spec, seconds = session.spec, []
     feed = {name: session.upload(name, array) for name, array in usual_feed(spec, precision).items()}
     for _ in range(times):

@@ -17,8 +17,9 @@ from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec
 
 MOST_GRAPHS = 8
-"""CUDA graphs a context: a run has its own for each set of addresses, which recur."""
+"""The most CUDA graphs of a context: one for each set of addresses, which recur."""
 MOST_SEEN = 64
+"""The most sets of addresses that a context remembers to have run."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,30 +31,31 @@ class Lane:
     stream: Stream
     graphs: bool = True
     """Whether runs that recur are captured as CUDA graphs."""
+    device: str = "cuda"
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _activations: Memory | None = None
     _sessions: int = 0
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """The calling thread's turn."""
+        """Give the lane to the calling thread, which may take it again, until the block ends."""
         with self._lock:
             self.stream.make_current()
             yield
 
     def activations(self, size: int) -> Memory:
-        """``size`` bytes or more that hold nothing between two runs."""
+        """Memory of ``size`` bytes or more, whose content is lost between two runs."""
         if self._activations is None or self._activations.size < size:
-            self._activations = None   # freed first, in the stream's order
+            self._activations = None   # freed before the larger memory is allocated, in the stream's order
             self._activations = self.stream.allocate(size)
         return self._activations
 
     def enter(self) -> None:
-        """A session more."""
+        """Count a session that opens."""
         self._sessions += 1
 
     def leave(self) -> None:
-        """A session less; the last one takes the activations along."""
+        """Count a session that closes; the last one frees the activations."""
         self._sessions -= 1
         if not self._sessions:
             self._activations = None
@@ -61,12 +63,12 @@ class Lane:
 
 @dataclass(order=True)
 class Profile:
-    """Which shapes one optimisation profile takes; the narrowest comes first."""
+    """The shapes that one optimisation profile takes; the narrowest profile sorts first."""
 
     volume: int
     index: int
     ranges: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(compare=False)
-    """Input -> smallest and largest shape."""
+    """Input -> its smallest and its largest shape."""
 
     @classmethod
     def of(cls, engine: Any, index: int, spec: GraphSpec) -> Profile:
@@ -78,7 +80,7 @@ class Profile:
         return cls(sum(math.prod(most) for _, most in ranges.values()), index, ranges)
 
     def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether inputs may have these shapes."""
+        """Whether the profile takes inputs of these shapes."""
         return all(
             a <= size <= b
             for name, (least, most) in self.ranges.items() for a, size, b in zip(least, shapes[name], most, strict=True)
@@ -88,10 +90,9 @@ class Profile:
 class Context:
     """An execution context for one profile, with activations in the lane's memory.
 
-    The first run with some shapes and addresses is enqueued as it is, which lets TensorRT settle what depends on the
-    shapes; the second is captured as a CUDA graph, and later ones launch that. A graph holds its addresses, so it is
-    launched only where all are the same again, and none outlives a change of shapes, which may move what the context
-    itself holds.
+    The first run with certain shapes and addresses is enqueued, so that TensorRT can prepare for the shapes. The second
+    is captured as a CUDA graph, which later runs launch. A graph holds its addresses, so it is launched only for the
+    same ones. A change of shapes drops all graphs, because it may move memory of the context.
     """
 
     def __init__(
@@ -100,22 +101,22 @@ class Context:
         self._graph, self._complaint, self._lane = graph, complaint, lane
         self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._context is None or not self._context.set_optimization_profile_async(profile, lane.stream.handle):
-            raise BackendError(f"{graph}: no execution context can be made: {complaint()}")
+            raise BackendError(f"{graph}: no execution context can be created: {complaint()}")
         lane.stream.wait()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._size = 0
         self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
         self._graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
         self.refused = ""
-        """Why runs of this context are not captured; empty where they are."""
+        """Why runs of this context are not captured; empty if they are."""
 
     @property
     def graphs(self) -> int:
-        """How many CUDA graphs it has."""
+        """The number of its CUDA graphs."""
         return len(self._graphs)
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Set the inputs' shapes."""
+        """Set the shapes of the inputs."""
         changed = {name: shape for name, shape in shapes.items() if self._shapes.get(name) != shape}
         if not changed:
             return
@@ -127,7 +128,7 @@ class Context:
         self._size = self._context.update_device_memory_size_for_shapes()
 
     def shape_of(self, output: str) -> tuple[int, ...]:
-        """The shape of an output for the shapes set."""
+        """The shape of an output, for the inputs' shapes."""
         found = tuple(self._context.get_tensor_shape(output))
         if min(found, default=0) < 0:
             raise BackendError(f"{self._graph}: the engine does not tell the shape of {output} before it runs")
@@ -148,7 +149,7 @@ class Context:
         self._graphs[placed].launch()
 
     def forget(self) -> None:
-        """Drop all CUDA graphs, once those that were launched are done."""
+        """Drop all CUDA graphs, after those that were launched are done."""
         if self._graphs:
             self._lane.stream.wait()
         self._graphs.clear()
@@ -166,7 +167,7 @@ class Context:
             self._seen.popitem(last=False)
 
     def _capture(self, placed: tuple[int, ...]) -> bool:
-        """Capture a run of what is placed; where that cannot be, say so once and never try again."""
+        """Whether a run with these addresses was captured; a context that fails once warns and never tries again."""
         if self.refused or not self._lane.graphs:
             return False
         try:

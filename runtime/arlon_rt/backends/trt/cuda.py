@@ -1,6 +1,6 @@
 """The GPU as `arlon_rt.backends.trt.session` sees it: memory, copies and streams, through cuda-core.
 
-Written against cuda-core 1.2 and not executed yet; the tests run the backend on a stand-in of this module.
+This was written against cuda-core 1.2 and has not been executed yet; tests run the backend on a stand-in.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from arlon_rt.backends.session import Array
 from arlon_rt.errors import BackendError, MissingExtraError
 
 ALIGNED = 256
-"""Bytes that every address of an engine's tensors is a multiple of."""
+"""Every address of an engine's tensors is a multiple of this many bytes."""
 STAGED = 16
-"""Pinned buffers a stream, one for each upload that is under way."""
+"""The most pinned buffers of a stream; each upload in progress has one."""
 SMALLEST = 64 << 10
-"""Bytes of one, so that it serves most uploads."""
+"""Least bytes of a pinned buffer, so that one serves most uploads."""
 
 
 class Memory(Protocol):
-    """Device memory; freed, in the order of its stream, when the last reference goes."""
+    """Device memory. It is freed in the order of its stream, when the last reference is dropped."""
 
     @property
     def address(self) -> int: ...
@@ -37,65 +37,65 @@ class Graph(Protocol):
     """Work that was captured from a stream."""
 
     def launch(self) -> None:
-        """Enqueue it again, on the stream it was captured for, with the addresses it had then."""
+        """Enqueue the work again on its stream, with the addresses of its capture."""
 
 
 class Stream(Protocol):
-    """Work on the device in one order. All but `download` and `wait` return before it is done."""
+    """Work on the device, in one order. Only `download` and `wait` return after it is done."""
 
     @property
     def handle(self) -> int:
         """The ``cudaStream_t``."""
 
     def allocate(self, size: int) -> Memory:
-        """``size`` bytes, at an address that `ALIGNED` divides."""
+        """Memory of ``size`` bytes, at a multiple of `ALIGNED`."""
 
     def upload(self, memory: Memory, array: Array) -> None:
-        """Copy an array, contiguous; it may change as soon as this returns."""
+        """Copy a contiguous array to the device; the array may change as soon as this returns."""
 
     def download(self, memory: Memory, array: Array) -> None:
-        """Wait for the work so far and copy into an array, contiguous."""
+        """Wait for the work so far, and copy memory into a contiguous array."""
 
     def copy(
         self, target: Memory, source: Memory, size: int, *, target_at: int = 0, source_at: int = 0
     ) -> None:
-        """Copy ``size`` bytes on the device, from and to these bytes on."""
+        """Copy ``size`` bytes on the device; ``source_at`` and ``target_at`` are the first bytes."""
 
     def after(self, other: Stream) -> None:
-        """Let what follows here begin once what ``other`` has so far is done; the host waits for neither."""
+        """Let later work of this stream begin after the work of ``other`` so far; the host does not wait."""
 
     def capture(self, enqueue: Callable[[int], bool]) -> Graph:
-        """What ``enqueue`` puts on the ``cudaStream_t`` it is given, as a graph for this stream; it does not run.
+        """The work that ``enqueue`` puts on a ``cudaStream_t``, as a graph for this stream; nothing runs.
 
         Raises:
-            BackendError: ``enqueue`` returned False, or what it did cannot be captured.
+            BackendError: ``enqueue`` returned False, or its work cannot be captured.
         """
 
     def wait(self) -> None:
-        """Until the work so far is done."""
+        """Wait until the work so far is done."""
 
     def trim(self) -> None:
-        """Wait, and give memory that was freed back to the device: it is kept for later `allocate` otherwise."""
+        """Wait, and return freed memory to the device, which is otherwise kept for later `allocate`."""
 
     def make_current(self) -> None:
-        """Let the calling thread work on the stream's device."""
+        """Make the stream's device the calling thread's."""
 
 
 class CudaStream:
-    """A stream of its own on one GPU; implements `Stream`."""
+    """A CUDA stream of one GPU; implements `Stream`."""
 
     def __init__(self, device: Any) -> None:
-        """``device`` is a ``cuda.core.Device`` that is current."""
+        """``device`` is the current ``cuda.core.Device``."""
         from cuda.core import LegacyPinnedMemoryResource
 
         self._device, self._stream = device, device.create_stream()
         self._pinned = LegacyPinnedMemoryResource()
         self._staged: deque[tuple[Any, Any]] = deque()
-        """Pinned memory and the event after which no copy reads it, the oldest first."""
+        """Pinned memory with the event that ends its last copy, the oldest first."""
 
     @classmethod
     def on(cls, number: int) -> CudaStream:
-        """On the GPU of this number.
+        """A stream of the GPU with this number.
 
         Raises:
             MissingExtraError: cuda-core is not installed.
@@ -155,8 +155,8 @@ class CudaStream:
         self._stream.wait(other._stream)
 
     def capture(self, enqueue: Callable[[int], bool]) -> CudaGraph:
-        # Captured on a stream of its own: what other threads do on this one meanwhile, freeing a handle above all,
-        # is theirs and not the graph's.
+        # The capture has a stream of its own. Other threads may use this one meanwhile, mostly to free a handle, and
+        # their work does not belong in the graph.
         builder = self._device.create_graph_builder()
         try:
             builder.begin_building("thread_local")
@@ -191,7 +191,7 @@ class CudaStream:
         self._device.set_current()
 
     def _stage(self, size: int) -> Any:
-        """Pinned memory that no copy reads any more; the oldest is waited for where all is in use."""
+        """Pinned memory that no copy uses any more; if all is in use, wait for the oldest."""
         if self._staged and (len(self._staged) == STAGED or self._staged[0][1].is_done):
             staged, until = self._staged.popleft()
             until.sync()
@@ -225,7 +225,7 @@ class CudaMemory:
         return int(self._buffer.size)
 
     def part(self, size: int, start: int = 0) -> Any:
-        """Some of its bytes as a buffer: copies take two of one size."""
+        """Some of its bytes as a buffer, because copies take two buffers of one size."""
         return _part(self._buffer, size, start)
 
 

@@ -1,4 +1,4 @@
-"""TensorRT as a module: how it is imported, what it logs, and whether an engine of it is what graphs.py states."""
+"""TensorRT as a module: how it is imported, what it logs, and whether an engine fits its contract."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from arlon_rt.bundle import MODULES, Flavour
 from arlon_rt.errors import BundleError, EngineError, MissingExtraError
-from arlon_rt.graphs import GraphSpec, signature
+from arlon_rt.graphs import GraphSpec, StatedTensor, differences
 from arlon_rt.units import mebibytes
 
 TYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "BOOL": "bool", "UINT8": "uint8",
 }
-"""What graphs.py calls TensorRT's DataType, of those that its inputs and outputs have."""
+"""TensorRT's ``DataType``, by name -> the dtypes of graphs.py."""
 
 
 def import_tensorrt(flavour: Flavour) -> ModuleType:
@@ -32,39 +32,32 @@ def import_tensorrt(flavour: Flavour) -> ModuleType:
 
 
 def check_contract(trt: ModuleType, engine: Any, spec: GraphSpec, precision: str) -> None:
-    """Hold an engine's inputs and outputs to graphs.py: names, types, ranks, static sizes, aliases.
+    """Raise `BundleError` unless an engine's inputs and outputs fit the contract and it updates caches in place."""
+    def stated(name: str) -> StatedTensor:
+        dtype, shape = engine.get_tensor_dtype(name).name, engine.get_tensor_shape(name)
+        return name, TYPES.get(dtype, dtype), tuple(None if size < 0 else size for size in shape)
 
-    Raises:
-        BundleError: they differ.
-    """
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    wanted = [*(t.name for t in spec.inputs), *(t.name for t in spec.outputs)]
-    if sorted(names) != sorted(wanted):
-        raise BundleError(f"the engine of {spec.name} has {', '.join(names)}; the contract has {', '.join(wanted)}")
-    for tensor, (name, dtype, axes) in zip(
-        (*spec.inputs, *spec.outputs), signature((*spec.inputs, *spec.outputs), precision), strict=True
-    ):
-        found = TYPES.get(engine.get_tensor_dtype(name).name, engine.get_tensor_dtype(name).name)
-        shape = tuple(engine.get_tensor_shape(name))
-        fits = len(shape) == len(axes) and all(
-            not isinstance(axis, int) or size in (axis, -1) for size, axis in zip(shape, axes, strict=True)
-        )
-        if found != dtype or not fits:
+    tensors = [stated(engine.get_tensor_name(i)) for i in range(engine.num_io_tensors)]
+    outputs = {tensor.name for tensor in spec.outputs}
+    found = differences(
+        spec, precision, [t for t in tensors if t[0] not in outputs], [t for t in tensors if t[0] in outputs],
+        stated_by="engine",
+    )
+    if found:
+        raise BundleError(f"the engine of {spec.name} does not fit its contract: {'; '.join(found)}")
+    for tensor in spec.outputs:
+        if tensor.alias and engine.get_aliased_input_tensor(tensor.name) != tensor.alias:
             raise BundleError(
-                f"{name} of the engine of {spec.name} is {found} {shape}; the contract has {dtype} {axes}"
-            )
-        if tensor.alias and engine.get_aliased_input_tensor(name) != tensor.alias:
-            raise BundleError(
-                f"{name} of the engine of {spec.name} does not share the memory of {tensor.alias}: its cache would be "
-                "copied at every token; build it again with a TensorRT that updates caches in place"
+                f"{tensor.name} of the engine of {spec.name} does not share the memory of {tensor.alias}: its cache "
+                "would be copied at every token; build it again with a TensorRT that updates caches in place"
             )
 
 
 def stream_weights(engine: Any, name: str, plan_bytes: int, on_device: int | None) -> None:
-    """Let an engine, before it has a context, keep ``on_device`` bytes of its plan on the GPU; ``None``: all.
+    """Set how many bytes of an engine's plan stay on the GPU; ``None``: all. The engine has no context yet.
 
     Raises:
-        EngineError: it was not built to stream so much.
+        EngineError: the engine was not built to stream that much.
     """
     streamable = engine.streamable_weights_size
     if on_device is None or on_device >= plan_bytes:
@@ -80,7 +73,7 @@ def stream_weights(engine: Any, name: str, plan_bytes: int, on_device: int | Non
 
 
 def new_log(trt: ModuleType) -> Any:
-    """TensorRT's log, of which errors are kept."""
+    """A log for TensorRT that keeps the errors."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""From the engines of a bundle to sessions: which engine fits this GPU, that it may be loaded, and when it is."""
+"""Sessions from the engines of a bundle: which engine fits this GPU, whether it may be loaded, and when it is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from arlon_rt.backends.device import compute_capability, device_number
 from arlon_rt.backends.session import Session, numpy_dtype
 from arlon_rt.backends.trt.library import import_tensorrt
-from arlon_rt.backends.trt.residency import TOGETHER, PassingSession, Room
+from arlon_rt.backends.trt.residency import RESIDENT, OffloadableSession, Residency
 from arlon_rt.backends.trt.session import Gpu, TrtSession
 from arlon_rt.bundle import (
     ANY_SIZE,
@@ -33,83 +33,82 @@ def open_engines(
     bundle: Bundle, graphs: Iterable[str], *, flavour: Flavour, device: str, precision: str, trust: bool,
     budget: Budget | None = None,
 ) -> Iterator[Session]:
-    """A session of each graph's engine, for the sessions to share one GPU, within a budget of its memory.
+    """A session for each graph, of its engine. The sessions share one GPU and keep to the budget of its memory.
 
     Raises:
-        EngineError: there is no engine that fits and may be loaded; the message has the command that builds it.
-        BudgetError: the budget does not hold the model.
+        EngineError: a graph has no engine that fits and may be loaded; the message has the command that builds it.
+        BudgetError: the model does not fit the budget.
         BackendError: the GPU or TensorRT cannot be used.
     """
     if precision not in FLOAT_DTYPE:
         raise BackendError(f"precision is {precision!r}; backend {flavour} runs {', '.join(FLOAT_DTYPE)}")
     number = device_number(device)
-    here = Identity(
+    required = Identity(
         flavour=flavour, version=import_tensorrt(flavour).__version__, compute_capability=compute_capability(number),
         precision=precision,
     )
     gpu = Gpu.open(flavour, number)
     if budget is None:
         for graph in graphs:
-            yield _loading(gpu, bundle, graph, find_engine(bundle, graph, built_for(bundle, graph, here), trust))()
+            yield _loader(gpu, bundle, graph, find_engine(bundle, graph, best_built(bundle, graph, required), trust))()
         return
-    yield from _within(budget, gpu, bundle, list(graphs), here, trust)
+    yield from _within_budget(budget, gpu, bundle, list(graphs), required, trust)
 
 
-def _within(
-    budget: Budget, gpu: Gpu, bundle: Bundle, graphs: list[str], here: Identity, trust: bool
+def _within_budget(
+    budget: Budget, gpu: Gpu, bundle: Bundle, graphs: list[str], required: Identity, trust: bool
 ) -> Iterator[Session]:
-    """Sessions that are loaded as a plan has it: all at once where none has to pass."""
-    paths = {graph: find_engine(bundle, graph, built_for(bundle, graph, here), trust) for graph in graphs}
+    """Sessions that follow a memory plan. They are loaded at once if the plan offloads no graph, else when they run."""
+    paths = {graph: find_engine(bundle, graph, best_built(bundle, graph, required), trust) for graph in graphs}
     engines = {graph: find_entry(bundle, path) for graph, path in paths.items()}
-    plan = plan_for(bundle, budget.demand, here.precision, budget.size, engines)
+    plan = plan_for(bundle, budget.demand, required.precision, budget.size, engines)
     check_fits(bundle, plan, engines)
     gpu.one_lane = plan.one_arena
-    streaming = {g.graph: engines[g.graph].header.identity for g in plan.graphs if g.streams}
-    paths |= _streaming_engines(bundle, streaming, trust)
-    room = Room(gpu.trim) if plan.alone else None
-    shares = {share.graph: share for share in plan.graphs}
+    streamed = {g.graph: g.on_device for g in plan.graphs if g.streamed}
+    paths |= _streaming_engines(bundle, {graph: engines[graph].header.identity for graph in streamed}, trust)
+    residency = Residency(gpu.trim)
+    planned = {g.graph for g in plan.graphs}
     for graph in graphs:
-        share = shares.get(graph)
-        load = _loading(gpu, bundle, graph, paths[graph], share.on_device if share and share.streams else None)
-        if room is None and share is not None:
+        load = _loader(gpu, bundle, graph, paths[graph], streamed.get(graph))
+        if graph in planned and not plan.offloaded_peaks:
             yield load()
             continue
-        party = graph if share is not None and share.way == "passes" else TOGETHER
-        dtype = numpy_dtype(FLOAT_DTYPE[here.precision])
-        yield PassingSession(bundle.spec(graph), dtype, room or Room(gpu.trim), party, load)
+        group = graph if graph in plan.offloaded_peaks else RESIDENT
+        dtype = numpy_dtype(FLOAT_DTYPE[required.precision])
+        yield OffloadableSession(bundle.spec(graph), dtype, residency, group, load)
 
 
 def _streaming_engines(bundle: Bundle, identities: Mapping[str, Identity], trust: bool) -> dict[str, Path]:
-    """The engine of each graph, as another that is there but for its weights, which can be streamed.
+    """For each graph the engine that can stream its weights and has the same identity otherwise.
 
     Raises:
-        EngineError: some have none; the message has the command that builds all of them.
+        EngineError: a graph has none; the message has the command that builds all that are missing.
     """
-    paths, lacking = {}, []
+    paths, missing = {}, []
     for graph, identity in identities.items():
         try:
             paths[graph] = find_engine(bundle, graph, dataclasses.replace(identity, weight_streaming=True), trust)
         except EngineError as error:
-            lacking.append((graph, error))
-    if lacking:
-        graphs = ",".join(graph for graph, _ in lacking)
-        streaming = dataclasses.replace(identities[lacking[0][0]], weight_streaming=True)
+            missing.append((graph, error))
+    if missing:
+        graphs = ",".join(graph for graph, _ in missing)
+        streaming = dataclasses.replace(identities[missing[0][0]], weight_streaming=True)
         raise EngineError(
-            f"vram_budget asks {graphs} to stream weights, but {lacking[0][1]}; all that are needed: "
+            f"to keep to vram_budget, {graphs} must stream weights, but {missing[0][1]}; build all that are missing: "
             f"`{build_command(bundle, graphs, streaming)}`"
         )
     return paths
 
 
-def _loading(
+def _loader(
     gpu: Gpu, bundle: Bundle, graph: str, path: Path, weights_on_device: int | None = None
 ) -> Callable[[], TrtSession]:
-    """What loads an engine that `find_engine` gave, as often as it is called, and notes what it asks for."""
-    header, found = read_header(path), os.stat(path)
+    """A function that loads an engine that `find_engine` found, and records its activations."""
+    header, checked = read_header(path), os.stat(path)
 
     def load() -> TrtSession:
         now = os.stat(path)
-        if (now.st_ino, now.st_size, now.st_mtime_ns) != (found.st_ino, found.st_size, found.st_mtime_ns):
+        if (now.st_ino, now.st_size, now.st_mtime_ns) != (checked.st_ino, checked.st_size, checked.st_mtime_ns):
             raise EngineError(f"{path} was replaced since it was checked; open the pipeline again")
         spec = bundle.spec(graph)
         session = gpu.session(read_plan(path), spec, header.identity.precision, weights_on_device=weights_on_device)
@@ -119,18 +118,17 @@ def _loading(
     return load
 
 
-def built_for(bundle: Bundle, graph: str, here: Identity) -> Identity:
-    """``here`` as an engine that is there was built: for every size, or else for most sizes; rather one that streams no
-    weights."""
+def best_built(bundle: Bundle, graph: str, required: Identity) -> Identity:
+    """The identity of the best engine built for this GPU: one for any size first, then the one for most sizes; resident
+    weights before streamed ones. ``required`` where no engine fits it."""
     built = [
         entry.header.identity for store in engine_stores(bundle) for entry in store.index().engines
         if entry.header.graph == graph
-        and dataclasses.replace(entry.header.identity, profile=here.profile, weight_streaming=False) == here
+        and dataclasses.replace(entry.header.identity, profile=required.profile, weight_streaming=False) == required
     ]
+
     def rank(identity: Identity) -> tuple[bool, int, str, bool]:
         profile = identity.profile
         return profile == ANY_SIZE, profile.count("_"), profile, not identity.weight_streaming
 
-    return max(built, key=rank, default=here)
-
-
+    return max(built, key=rank, default=required)

@@ -1,6 +1,7 @@
-"""Sessions that are loaded by turns: one that passes is alone on the GPU, and the others are loaded together.
+"""Sessions that take turns on the GPU: an offloaded graph is loaded alone, all resident graphs are loaded together.
 
-Each is loaded when it is first run in its turn, and freed when another party's turn begins. Tensors that are held stay.
+An engine is loaded when it first runs in a turn of its group. It is freed when the turn of another group begins.
+Tensors that are held stay on the GPU.
 """
 
 from __future__ import annotations
@@ -12,37 +13,38 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from arlon_rt.backends.session import Array, Handle, Looping, Session
-from arlon_rt.errors import BackendError
+from arlon_rt.backends.session import Array, Handle, Looping, Session, closed
 from arlon_rt.graphs import GraphSpec
 
-TOGETHER = "together"
-"""The party of all sessions that do not pass; each that passes is a party of its own, called by its graph."""
+RESIDENT = "resident"
+"""The group of all resident graphs. Each offloaded graph is a group of its own, of the same name."""
 
 
 class LoopingSession(Session, Looping, Protocol):
-    """What is loaded."""
+    """A loaded engine."""
 
 
-class Room:
-    """Which party is loaded. Runs of one party may overlap; another waits for those under way, and then comes before
-    new ones."""
+class Residency:
+    """Which group of graphs is on the GPU.
+
+    Runs of one group may overlap. Another group waits until they have ended, and goes before runs that begin later.
+    """
 
     def __init__(self, trim: Callable[[], None]) -> None:
-        """``trim`` gives back what freed sessions leave to the GPU."""
+        """``trim`` gives the memory that freed sessions leave back to the GPU."""
         self._changed, self._trim = threading.Condition(), trim
-        self._party = ""
+        self._group = ""
         self._loaded: list[Callable[[], None]] = []
-        """What frees each session that is loaded."""
+        """For each loaded session, the function that frees it."""
         self._running = 0
         self._waiting = 0
-        """Threads of other parties that wait."""
+        """Threads of other groups that wait."""
 
     @contextmanager
-    def turn(self, party: str) -> Iterator[None]:
-        """The calling thread's run; whatever another party has loaded was freed."""
+    def turn(self, group: str) -> Iterator[None]:
+        """One run of the calling thread, with no other group loaded."""
         with self._changed:
-            self._enter(party)
+            self._enter(group)
         try:
             yield
         finally:
@@ -51,22 +53,22 @@ class Room:
                 self._changed.notify_all()
 
     def loaded(self, free: Callable[[], None]) -> None:
-        """Note, in its turn, that a session was loaded; ``free`` frees it."""
+        """Note that a session was loaded in its turn; ``free`` frees it."""
         with self._changed:
             self._loaded.append(free)
 
-    def _enter(self, party: str) -> None:
-        if party == self._party:
-            self._changed.wait_for(lambda: party != self._party or not self._waiting)
-        if party != self._party:
+    def _enter(self, group: str) -> None:
+        if group == self._group:
+            self._changed.wait_for(lambda: group != self._group or not self._waiting)
+        if group != self._group:
             self._waiting += 1
             try:
-                self._changed.wait_for(lambda: party == self._party or not self._running)
+                self._changed.wait_for(lambda: group == self._group or not self._running)
             finally:
                 self._waiting -= 1
                 self._changed.notify_all()
-            if party != self._party:
-                self._party = party
+            if group != self._group:
+                self._group = group
                 freed = bool(self._loaded)
                 while self._loaded:
                     self._loaded.pop()()
@@ -75,14 +77,15 @@ class Room:
         self._running += 1
 
 
-class PassingSession:
-    """One graph's engine, loaded in its party's turns; implements `Session` and `Looping` of
-    `arlon_rt.backends.session`."""
+class OffloadableSession:
+    """One graph whose engine is loaded in its group's turns; implements `Session` and `Looping`."""
 
     def __init__(
-        self, spec: GraphSpec, float_dtype: np.dtype[Any], room: Room, party: str, load: Callable[[], LoopingSession]
+        self, spec: GraphSpec, float_dtype: np.dtype[Any], residency: Residency, group: str,
+        load: Callable[[], LoopingSession],
     ) -> None:
-        self._spec, self._float_dtype, self._room, self._party, self._load = spec, float_dtype, room, party, load
+        self._spec, self._float_dtype, self._load = spec, float_dtype, load
+        self._residency, self._group = residency, group
         self._session: LoopingSession | None = None
         self._loading = threading.Lock()
         self._closed = False
@@ -97,35 +100,39 @@ class PassingSession:
 
     def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
         """Run the graph once; see `arlon_rt.backends.session.Session.run`."""
-        with self._room.turn(self._party):
-            return self._opened().run(feed, hold)
+        with self._turn() as session:
+            return session.run(feed, hold)
 
     def loop(
         self, feed: Mapping[str, Array | Handle], each: Mapping[str, Array], carry: Mapping[str, str],
         hold: Collection[str] = (),
     ) -> dict[str, Array | Handle]:
         """Run the graph many times; see `arlon_rt.backends.session.Looping.loop`."""
-        with self._room.turn(self._party):
-            return self._opened().loop(feed, each, carry, hold)
+        with self._turn() as session:
+            return session.loop(feed, each, carry, hold)
 
     def upload(self, name: str, array: Array) -> Handle:
         """The input ``name`` as a handle; see `arlon_rt.backends.session.Session.upload`."""
-        with self._room.turn(self._party):
-            return self._opened().upload(name, array)
+        with self._turn() as session:
+            return session.upload(name, array)
 
     def close(self) -> None:
         """Free the graph for good. A second call does nothing; handles stay valid."""
         self._closed = True
         self._free()
 
-    def _opened(self) -> LoopingSession:
-        with self._loading:
-            if self._closed:
-                raise BackendError(f"{self._spec.name}: the session is closed")
-            if self._session is None:
-                self._session = self._load()
-                self._room.loaded(self._free)
-            return self._session
+    @contextmanager
+    def _turn(self) -> Iterator[LoopingSession]:
+        """The session, loaded, in a turn of its group."""
+        with self._residency.turn(self._group):
+            with self._loading:
+                if self._closed:
+                    raise closed(self._spec)
+                if self._session is None:
+                    self._session = self._load()
+                    self._residency.loaded(self._free)
+                session = self._session
+            yield session
 
     def _free(self) -> None:
         with self._loading:

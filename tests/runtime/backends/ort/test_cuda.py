@@ -1,4 +1,4 @@
-"""What ONNX Runtime is asked on CUDA, seen on a stand-in of it: there is no GPU where these tests run."""
+"""What ONNX Runtime is asked to do on CUDA, on a stand-in for it: these tests have no GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session checks what it is fed, keeps what it is told to hold, and updates caches in place."""
+"""A session checks its feed, keeps held outputs on the device, and updates caches in place."""
 
 from __future__ import annotations
 
@@ -94,13 +94,6 @@ def test_an_array_fed_as_a_cache_is_copied_in_and_stays_as_it_was(bundle: Bundle
     assert first["key_0_out"][1, 0, 2, 0] == 3  # type: ignore[index]
 
 
-def test_one_handle_cannot_serve_as_two_caches(bundle: Bundle) -> None:
-    caches = prefilled(bundle, "fp32")
-    caches["value_0"] = caches["key_0"]
-    with pytest.raises(BackendError, match="fed as value_0 is fed as another too"):
-        opened(bundle, "ar_step").run({**step_feed(), **caches})
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_held_output_feeds_the_next_graph_without_a_copy_to_the_host(bundle: Bundle, precision: str) -> None:
     text, caption = opened(bundle, "text_encoder", precision), opened(bundle, "caption", precision)
@@ -127,17 +120,13 @@ def test_an_uploaded_input_serves_run_after_run_as_the_array_does(bundle: Bundle
         np.testing.assert_array_equal(
             caption.run({"last_hidden_state": held, "use_null": use_null})["caption_kv"], expected
         )
-    with pytest.raises(BackendError, match="cannot upload prompt; there is no such input"):
-        caption.upload("prompt", hidden)
 
 
-def test_float32_arrays_are_taken_by_a_half_precision_graph_unless_they_overflow(bundle: Bundle) -> None:
+def test_float32_arrays_are_taken_by_a_half_precision_graph(bundle: Bundle) -> None:
     caption = opened(bundle, "caption", "fp16")
     hidden = np.full((1, 2, TINY.text.d_model), 0.1, np.float32)
     result = caption.run({"last_hidden_state": hidden, "use_null": np.zeros(1, bool)})["caption_kv"]
     assert result.dtype == np.float16
-    with pytest.raises(BackendError, match="last_hidden_state has values too large for float16"):
-        caption.run({"last_hidden_state": hidden * 1e6, "use_null": np.zeros(1, bool)})
 
 
 @pytest.mark.parametrize(("changed", "message"), [
@@ -159,12 +148,6 @@ def test_a_feed_that_does_not_fit_the_contract_is_named(
     feed = {n: v for n, v in {**step_feed(**changed), **empty_caches(session)}.items() if v is not None}
     with pytest.raises(BackendError, match=message):
         session.run(feed)
-
-
-def test_an_unknown_output_cannot_be_held(bundle: Bundle) -> None:
-    session = opened(bundle, "ar_step")
-    with pytest.raises(BackendError, match="cannot hold logits"):
-        session.run({**step_feed(), **empty_caches(session)}, hold=["logits"])
 
 
 def test_a_failure_inside_the_graph_names_the_graph_in_one_line(bundle: Bundle) -> None:

@@ -1,4 +1,4 @@
-"""`backends/cuda.py` against the real cuda-core: every name and argument that it uses exists, though no GPU does."""
+"""`backends/trt/cuda.py` against the real cuda-core: every name and argument that it uses exists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a bundle's engines to a pipeline: those for this GPU are found, trusted and run, or one error says why not."""
+"""A pipeline opens the engines of a bundle that fit this GPU and are trusted, or one error says why it does not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPT, OPTIONS = "a red circle moves right", GenerateOptions(num_frames=119, nu
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundle of this test's own, and a user whose folders are empty."""
+    """A bundle for one test, and a user whose folders are empty."""
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     return write_tiny_bundle(tmp_path / "bundle")
@@ -32,21 +32,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    """The GPU of this machine, and a TensorRT for it."""
+    """Stand-ins for the GPU of this machine and for TensorRT."""
     return install(monkeypatch)
 
 
 def test_a_pipeline_of_engines_makes_the_video_of_the_graphs(folder: Path, fake: FakeGpu) -> None:
     build(folder)
-    with Pipeline.open(folder, precision="fp16", threads=1) as usual:
-        expected = usual.generate(PROMPT, OPTIONS).frames
+    with Pipeline.open(folder, precision="fp16", threads=1) as graphs:
+        expected = graphs.generate(PROMPT, OPTIONS).frames
     with Pipeline.open(folder, backend="tensorrt-rtx") as pipeline:
-        assert pipeline.precision == "fp16", "usual on a GPU"
+        assert pipeline.precision == "fp16", "the default on a GPU"
         assert np.array_equal(pipeline.generate(PROMPT, OPTIONS).frames, expected)
     assert {graph for graph, _, _ in fake.ran} >= {"text_encoder", "ar_step", "dit", "vae_decoder"}
 
 
-def test_the_command_runs_engines_and_goes_on_with_them(folder: Path, tmp_path: Path) -> None:
+def test_the_command_runs_engines(folder: Path, tmp_path: Path) -> None:
     build(folder)
     path = tmp_path / "out.mp4"
     named = ["--bundle", str(folder), "--quiet"]
@@ -54,7 +54,7 @@ def test_the_command_runs_engines_and_goes_on_with_them(folder: Path, tmp_path: 
     assert json.loads(read_video(path).metadata["comment"])["precision"] == "fp16"
 
 
-def test_a_snapshot_of_engines_is_gone_on_with_by_engines_alone(folder: Path) -> None:
+def test_a_snapshot_of_engines_is_resumed_by_engines_alone(folder: Path) -> None:
     build(folder)
     with Pipeline.open(folder, backend="tensorrt-rtx") as pipeline:
         whole = list(pipeline.stream(PROMPT, OPTIONS))
@@ -85,7 +85,7 @@ def test_engines_for_something_else_are_refused_with_the_command_that_builds_the
         Pipeline.open(folder, backend="tensorrt-rtx", precision="fp16")
 
 
-def test_without_engines_the_command_that_builds_them_is_told(folder: Path) -> None:
+def test_without_engines_the_error_has_the_command_that_builds_them(folder: Path) -> None:
     with pytest.raises(EngineError, match="has no engine of text_encoder; build it: `arlon-rt build"):
         Pipeline.open(folder, backend="tensorrt-rtx")
 
@@ -97,16 +97,16 @@ def test_engines_of_sizes_are_found_too(folder: Path, fake: FakeGpu) -> None:
         assert len(pipeline.generate(PROMPT, OPTIONS).frames) == 119
 
 
-def test_somebody_else_s_engines_are_code_and_need_trust(folder: Path) -> None:
+def test_engines_of_another_user_are_code_and_need_trust(folder: Path) -> None:
     build(folder, mine=False)
-    with pytest.raises(EngineError, match="was not built here by this user"):
+    with pytest.raises(EngineError, match="was not built on this machine by this user"):
         Pipeline.open(folder, backend="tensorrt-rtx")
     Pipeline.open(folder, backend="tensorrt-rtx", trust_engines=True).close()
 
 
 def test_a_session_that_fails_to_open_closes_the_others(folder: Path, fake: FakeGpu) -> None:
     build(folder, lost="latents_out")
-    with pytest.raises(BundleError, match="the engine of dit has"):
+    with pytest.raises(BundleError, match="the engine of dit does not fit its contract"):
         Pipeline.open(folder, backend="tensorrt-rtx")
     fake.settle()
     assert fake.live == 0

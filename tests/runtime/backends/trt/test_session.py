@@ -1,4 +1,4 @@
-"""The TensorRT backend's own logic, on a GPU that is not there: same results, memory shared and given back."""
+"""The TensorRT backend on a stand-in for a GPU: the same results, and memory that is shared and freed."""
 
 from __future__ import annotations
 
@@ -143,38 +143,12 @@ def test_errors_name_the_graph_and_what_tensorrt_says(folder: Path, gpu: Gpu) ->
     feed = {"tokens": np.zeros((1, 5, 2, 2), np.int64)}
     with pytest.raises(BackendError, match="vq_decoder: the engine did not run: an illegal memory access"):
         session.run(feed)
-    with pytest.raises(BackendError, match="cannot hold frames"):
-        session.run(feed, hold=["frames"])
-    with pytest.raises(BackendError, match="there is no such input"):
-        session.upload("codes", feed["tokens"])
-    with pytest.raises(BackendError, match="tokens is a Elsewhere of another backend"):
-        session.run({"tokens": Elsewhere()})
-    session.close()
-    session.close()
-    with pytest.raises(BackendError, match="the session is closed"):
-        session.run(feed)
-
-
-class Elsewhere:
-    """A handle of another backend."""
-
-    shape, dtype = (1, 5, 2, 2), np.dtype(np.int64)
-
-    def numpy(self) -> np.ndarray:
-        return np.zeros(self.shape, self.dtype)
-
-
-def test_values_that_half_precision_cannot_hold_are_an_error(folder: Path, gpu: Gpu) -> None:
-    session = opened(gpu, folder, "caption", "fp16")
-    hidden = np.full((1, 4, TINY.text.d_model), 1e6, np.float32)
-    with pytest.raises(BackendError, match="last_hidden_state has values too large for float16; use fp32"):
-        session.run({"last_hidden_state": hidden, "use_null": np.array([False])})
     session.close()
 
 
 @pytest.mark.parametrize(("graph", "changed", "said"), [
-    ("vq_decoder", {"lost": "coarse"}, "the engine of vq_decoder has tokens; the contract has tokens, coarse"),
-    ("caption", {"wide": "last_hidden_state"}, "last_hidden_state of the engine of caption is float32"),
+    ("vq_decoder", {"lost": "coarse"}, "the engine of vq_decoder does not fit .*: outputs are none; the contract has"),
+    ("caption", {"wide": "last_hidden_state"}, "engine of caption does not fit .*: input last_hidden_state is float32"),
     ("ar_step", {"copied": "key_0_out"}, "key_0_out of the engine of ar_step does not share the memory of key_0"),
 ])
 def test_an_engine_that_is_not_the_contract_s_is_refused(

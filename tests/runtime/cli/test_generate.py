@@ -17,7 +17,7 @@ import pytest
 
 from arlon_rt.cli import main
 from arlon_rt.config import VideoConfig
-from arlon_rt.video.writer import part_of
+from arlon_rt.video.writer import unfinished_path
 from cli_runs import refused, run
 from stored_video import read_video
 from tiny_bundle import baseline_model, write_tiny_bundle
@@ -235,7 +235,6 @@ def test_generating_uses_no_network_and_no_torch(bundle: Path, tmp_path: Path) -
         (["--steps", "0"], PROMPT, ["num_inference_steps is 0", "1"]),
         (["--steps", "many"], PROMPT, ["--steps", "many"]),
         (["--seconds", "0"], PROMPT, ["seconds is 0"]),
-        (["--reuse-velocity", "-1"], PROMPT, ["reuse_velocity is -1", "0 to 100"]),
         (["--seconds", "nan"], PROMPT, ["seconds is nan"]),
         (["--seconds", "1", "--num-frames", "24"], PROMPT, ["not allowed with"]),
         (["--num-frames", "0"], PROMPT, ["num_frames is 0"]),
@@ -320,4 +319,4 @@ def test_a_signal_leaves_a_file_that_plays(bundle: Path, tmp_path: Path, signum:
     summary = json.loads(rest.splitlines()[-1])
     assert summary["stopped"]
     assert len(read_video(output).frames) == summary["num_frames"] > 40
-    assert not part_of(output).exists()
+    assert not unfinished_path(output).exists()

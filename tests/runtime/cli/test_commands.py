@@ -63,7 +63,7 @@ def test_bench_prints_a_row_for_each_network(folder: Path, capsys: pytest.Captur
         assert row in out
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "verify", "bench", "doctor"])
+@pytest.mark.parametrize("command", ["generate", "options", "inspect", "verify", "bench", "doctor"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"usage: arlon-rt {command}")
@@ -72,13 +72,13 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["--help"]) == 0
     out = capsys.readouterr().out
-    for command in ("generate", "inspect", "verify", "bench", "doctor", "export", "parity"):
+    for command in ("generate", "options", "inspect", "verify", "bench", "doctor", "export", "parity"):
         assert f"\n  {command} " in out
     assert "\n  export    turn a checkpoint into a bundle" in out
 
 
 def test_an_unknown_command_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, main(["genrate"]), "'genrate'", "generate, inspect")
+    refused(capsys, main(["genrate"]), "'genrate'", "generate, options, inspect")
 
 
 def test_a_command_whose_extra_is_missing_says_what_to_install() -> None:

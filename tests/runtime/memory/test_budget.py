@@ -1,10 +1,9 @@
-"""A plan of memory carried out on a GPU that is not there: same frames, no more memory than planned, all given back."""
+"""Videos within a budget, on a stand-in for a GPU: the same frames, no more memory than planned, and none kept."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ import numpy as np
 import pytest
 
 from arlon_rt import GenerateOptions, OptionsError, Pipeline
-from arlon_rt.backends.trt.residency import TOGETHER, PassingSession, Room
 from arlon_rt.bundle import Bundle, Identity, engine_stores
 from arlon_rt.cli import main
 from arlon_rt.errors import BackendError, BudgetError, EngineError
-from arlon_rt.memory import CONTEXT, TOLD, Demand, MemoryPlan, plan_for
+from arlon_rt.memory import CONTEXT, STATED, Demand, MemoryPlan, plan_for
 from arlon_rt.memory.activations import record_path
 from fake_engines import HERE, build, install
 from fake_gpu import FakeGpu
@@ -46,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    """The GPU of this machine, whose memory is all given back at the end."""
+    """A stand-in for this machine's GPU, which must have all its memory back at the end."""
     gpu = install(monkeypatch)
     yield gpu
     gc.collect()
@@ -71,7 +69,7 @@ def planned(folder: Path, budget: int | None = None) -> MemoryPlan:
 
 @pytest.fixture
 def usual(folder: Path, fake: FakeGpu) -> np.ndarray:
-    """Frames without a budget; TensorRT then said what activations its engines take."""
+    """Frames without a budget. TensorRT has then stated the activations of its engines."""
     frames, _ = frames_and_peak(fake, opened(folder))
     gc.collect()
     fake.most, fake.loaded[:], fake.ran[:] = 0, [], []
@@ -79,11 +77,11 @@ def usual(folder: Path, fake: FakeGpu) -> np.ndarray:
 
 
 def tight(folder: Path) -> MemoryPlan:
-    """The plan for a budget that is a byte too small for the text encoder to stay."""
-    roomy = planned(folder)
-    assert {g.activations.source for g in roomy.graphs} == {TOLD}
-    plan = planned(folder, roomy.peak - 1)
-    assert list(plan.alone) == ["text_encoder"]
+    """The plan for a budget that is a byte too small for a resident text encoder."""
+    resident = planned(folder)
+    assert {g.activations.source for g in resident.graphs} == {STATED}
+    plan = planned(folder, resident.peak - 1)
+    assert list(plan.offloaded_peaks) == ["text_encoder"]
     return planned(folder, plan.peak)
 
 
@@ -97,7 +95,7 @@ def test_a_video_within_a_budget_is_the_same_and_takes_no_more_than_planned(
     assert most <= plan.peak - CONTEXT
     assert most > 0.8 * (plan.peak - CONTEXT), "the plan is no wild guess"
     assert fake.loaded.count("text_encoder") == 1, "all prompts are encoded in one go"
-    assert sorted(fake.loaded) == sorted({*RESIDENT, "text_encoder"}), "what nobody asks for is not loaded"
+    assert sorted(fake.loaded) == sorted({*RESIDENT, "text_encoder"}), "a graph that never runs is not loaded"
 
 
 def test_without_a_budget_the_same_video_takes_more(folder: Path, fake: FakeGpu, usual: np.ndarray) -> None:
@@ -108,35 +106,35 @@ def test_without_a_budget_the_same_video_takes_more(folder: Path, fake: FakeGpu,
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in sequence", "overlapped"])
-def test_a_prompt_that_comes_mid_video_makes_room_and_changes_nothing_else(
+def test_a_prompt_mid_video_loads_the_text_encoder_and_changes_nothing_else(
     folder: Path, fake: FakeGpu, usual: np.ndarray, overlap: bool
 ) -> None:
     plan = tight(folder)
-    made = []
+    videos = []
     for budget in (None, plan.budget):
         gc.collect()
         fake.most = 0
         with opened(folder, budget) as pipeline:
-            generation = pipeline.stream(PROMPT, dataclasses.replace(OPTIONS, num_frames=221), overlap=overlap)
+            generation = pipeline.stream(PROMPT, dataclasses.replace(OPTIONS, num_frames=374), overlap=overlap)
             chunks = [next(generation)]
-            since = generation.set_prompt("a green triangle stays still", 6.0)
+            since = generation.set_prompt("a green triangle stays still", 12.0)   # the lanes are five segments ahead
             chunks += list(generation)
-            made.append((since, np.concatenate([chunk.frames for chunk in chunks])))
+            videos.append((since, np.concatenate([chunk.frames for chunk in chunks])))
             del generation, chunks
-    (since, expected), (again, frames) = made
+    (since, expected), (again, frames) = videos
     assert since == again
     assert np.array_equal(frames, expected)
     assert fake.most <= plan.peak - CONTEXT
     assert fake.loaded[-1] != "text_encoder"
     assert fake.loaded.count("text_encoder") == 1 + 2, "once without a budget; for the first prompt and the second"
     assert fake.loaded.count("dit") == 1 + 2, "freed for the text encoder and loaded again"
-    assert len(fake.trims) == 1 + 3 + 3, "each stage's stream, when one party makes room for another"
+    assert len(fake.trims) == 1 + 3 + 3, "the stream of each lane, when one group is freed for another"
     assert max(fake.trims) < min(WEIGHTS.values()), "no engine was loaded then"
 
 
-def test_all_is_given_back_when_the_pipeline_closes(folder: Path, fake: FakeGpu, usual: np.ndarray) -> None:
+def test_all_memory_is_freed_when_the_pipeline_closes(folder: Path, fake: FakeGpu, usual: np.ndarray) -> None:
     pipeline = opened(folder, tight(folder).budget)
-    assert fake.live == 0, "nothing is loaded before it is asked for"
+    assert fake.live == 0, "nothing is loaded before it runs"
     pipeline.generate(PROMPT, OPTIONS)
     assert fake.live > 0
     pipeline.close()
@@ -147,17 +145,16 @@ def test_all_is_given_back_when_the_pipeline_closes(folder: Path, fake: FakeGpu,
         pipeline.generate(PROMPT, OPTIONS)
 
 
-def test_a_roomy_budget_opens_everything_at_once_as_ever(folder: Path, fake: FakeGpu, usual: np.ndarray) -> None:
+def test_a_large_budget_opens_everything_at_once(folder: Path, fake: FakeGpu, usual: np.ndarray) -> None:
     frames, _ = frames_and_peak(fake, opened(folder, "16G"))
     assert np.array_equal(frames, usual)
     assert sorted(fake.loaded) == sorted(WEIGHTS)
 
 
 def test_weights_stream_where_that_alone_helps(folder: Path, fake: FakeGpu, usual: np.ndarray) -> None:
-    passing = planned(folder, planned(folder, 1).peak)
-    budget = passing.peak + 300_000
+    budget = planned(folder, planned(folder, 1).peak).peak + 300_000
     with pytest.raises(
-        EngineError, match=r"vram_budget asks ar_step,dit to stream weights, but the engine of ar_step .*"
+        EngineError, match=r"to keep to vram_budget, ar_step,dit must stream weights, but the engine of ar_step .*"
         r"--weight-streaming is True and it was built for False.* --weight-streaming --only ar_step,dit`"
     ):
         opened(folder, budget)
@@ -166,12 +163,12 @@ def test_weights_stream_where_that_alone_helps(folder: Path, fake: FakeGpu, usua
     frames, most = frames_and_peak(fake, opened(folder, budget))
     assert np.array_equal(frames, usual)
     assert most <= budget - CONTEXT
-    streaming = {g.graph: g.on_device for g in plan.graphs if g.streams}
+    streaming = {g.graph: g.on_device for g in plan.graphs if g.streamed}
     assert "dit" in streaming
     assert fake.streaming == streaming
 
 
-def test_engines_that_can_stream_keep_all_their_weights_where_there_is_room(
+def test_engines_that_can_stream_keep_all_their_weights_where_they_fit(
     folder: Path, fake: FakeGpu, usual: np.ndarray
 ) -> None:
     for store in engine_stores(Bundle.open(folder)):
@@ -191,7 +188,7 @@ def test_a_budget_too_small_is_an_error_with_the_figures_and_nothing_is_loaded(
     assert fake.loaded == []
 
 
-def test_a_request_larger_than_planned_is_refused_and_a_smaller_one_made(folder: Path, fake: FakeGpu) -> None:
+def test_a_request_larger_than_planned_is_refused_and_a_smaller_one_runs(folder: Path, fake: FakeGpu) -> None:
     with Pipeline.open(
         folder, backend="tensorrt-rtx", vram_budget="16G", sized_for=GenerateOptions(num_frames=17)
     ) as pipeline:
@@ -219,9 +216,9 @@ def test_an_engine_replaced_while_the_pipeline_is_open_is_not_loaded(
 
 def test_loading_engines_records_what_activations_they_take(folder: Path, fake: FakeGpu) -> None:
     assert not record_path().exists()
-    assert TOLD not in {g.activations.source for g in planned(folder).graphs}
+    assert STATED not in {g.activations.source for g in planned(folder).graphs}
     opened(folder).close()
-    assert {g.activations.source for g in planned(folder).graphs} == {TOLD}
+    assert {g.activations.source for g in planned(folder).graphs} == {STATED}
 
 
 def dry_run(folder: Path, *more: str) -> int:
@@ -236,24 +233,24 @@ def test_a_dry_run_shows_the_plan_and_loads_nothing(
     assert dry_run(folder, "--vram-budget", str(plan.budget), *more) == 0
     shown = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.strip()}
-    assert rows["text_encoder"][:3] == ["alone", "2.9", "MiB"]
-    assert rows["dit"][:3] == ["stays", "1.0", "MiB"]
+    assert rows["text_encoder"][:3] == ["offloaded", "2.9", "MiB"]
+    assert rows["dit"][:3] == ["resident", "1.0", "MiB"]
     assert "budget: fits" in shown
     assert "estimated" not in shown
     assert "no engine is built" not in shown
     assert fake.loaded == []
 
 
-def test_a_dry_run_needs_no_engines_and_says_what_it_goes_by(
+def test_a_dry_run_needs_no_engines_and_says_where_its_figures_come_from(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = write_tiny_bundle(tmp_path / "bare")
     assert dry_run(bare, PROMPT, "--vram-budget", "16G", "--backend", "tensorrt-rtx") == 0
     shown = capsys.readouterr().out
-    assert "weights of graphs of which no engine is built yet, as the manifest states them: text_encoder, ar" in shown
+    assert "no engine is built yet, so the manifest states the weights: text_encoder, ar" in shown
     assert "~ estimated" in shown
     assert dry_run(folder, "--backend", "tensorrt") == 0
-    assert "no engine is built" in capsys.readouterr().out, "those there are of the other TensorRT"
+    assert "no engine is built" in capsys.readouterr().out, "the built ones are for the other TensorRT"
 
 
 def test_a_dry_run_that_does_not_fit_ends_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,66 +272,15 @@ def test_the_command_keeps_to_a_budget(folder: Path, fake: FakeGpu, usual: np.nd
     assert main(["generate", PROMPT, "--bundle", str(folder)]) == 2, "no output is named"
 
 
-class Slow:
-    """A session that says when it runs."""
-
-    def __init__(self, name: str, said: list[str], go: threading.Event) -> None:
-        self.name, self.said, self.go = name, said, go
-
-    def run(self, feed: Any, hold: Any = ()) -> dict[str, Any]:
-        self.said.append(f"{self.name} begins")
-        assert self.go.wait(10)
-        self.said.append(f"{self.name} ends")
-        return {}
-
-    def close(self) -> None:
-        self.said.append(f"{self.name} freed")
-
-
-def test_parties_take_turns_and_one_that_waits_comes_before_new_runs(folder: Path) -> None:
-    spec, said, room = Bundle.open(folder).spec("dit"), [], Room(lambda: None)
-    gates = [threading.Event() for _ in range(3)]
-    sessions = [
-        PassingSession(spec, np.dtype("float16"), room, party, lambda n=name, g=gate: Slow(n, said, g))
-        for name, party, gate in zip(("a", "b", "text"), (TOGETHER, TOGETHER, "text"), gates, strict=True)
-    ]
-    threads = [threading.Thread(target=sessions[i].run, args=({},)) for i in (0, 2, 1)]
-    threads[0].start()
-    until(lambda: said == ["a begins"])
-    threads[1].start()
-    until(lambda: room._waiting == 1)
-    threads[2].start()   # of a's party, but text waits
-    gates[1].set()
-    gates[2].set()
-    assert not gates[0].wait(0.1)
-    assert said == ["a begins"]
-    gates[0].set()
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
-    assert said == ["a begins", "a ends", "a freed", "text begins", "text ends", "text freed", "b begins", "b ends"]
-    for session in sessions:
-        session.close()
-    assert said[-1] == "b freed"
-
-
-def until(holds: Any) -> None:
-    for _ in range(1000):
-        if holds():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it never came to be")
-
-
 @pytest.mark.parametrize("overlap", [False, True], ids=["in sequence", "overlapped"])
-def test_stages_that_share_one_arena_make_the_same_video(
+def test_lanes_that_share_one_arena_make_the_same_video(
     folder: Path, fake: FakeGpu, usual: np.ndarray, overlap: bool
 ) -> None:
-    separate = planned(folder, tight(folder).together - 1)
-    plan = planned(folder, separate.together - 1)
+    separate = planned(folder, tight(folder).resident_peak - 1)
+    plan = planned(folder, separate.resident_peak - 1)
     assert not separate.one_arena
     assert plan.one_arena
-    assert not any(g.streams for g in plan.graphs)
+    assert not any(g.streamed for g in plan.graphs)
     fake.ran.clear()
     frames, most = frames_and_peak(fake, opened(folder, plan.budget), overlap=overlap)
     assert np.array_equal(frames, usual)

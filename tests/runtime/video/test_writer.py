@@ -16,7 +16,7 @@ import pytest
 
 from arlon_rt.errors import Cancelled, OptionsError, OutputError
 from arlon_rt.video import VideoWriter
-from arlon_rt.video.writer import check_writable, part_of
+from arlon_rt.video.writer import check_writable, unfinished_path
 from stored_video import read_video
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "gray": (9, 9, 9)}
@@ -104,7 +104,7 @@ def test_nothing_stands_under_the_final_name_while_it_is_written(tmp_path: Path)
     with VideoWriter(path, fps=24, height=32, width=48) as writer:
         writer.write(moving_square())
         assert not path.exists()
-        assert part_of(path).exists()
+        assert unfinished_path(path).exists()
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, Cancelled])
@@ -145,7 +145,7 @@ def test_an_error_after_some_frames_keeps_them_beside_the_untouched_name(tmp_pat
     with pytest.raises(RuntimeError):
         make()
     assert path.read_bytes() == b"what was there"
-    assert len(read_video(part_of(path)).frames) == 7
+    assert len(read_video(unfinished_path(path)).frames) == 7
 
 
 def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -167,7 +167,7 @@ def test_a_killed_process_leaves_a_part_that_plays(tmp_path: Path) -> None:
         """, str(path),
     )
     assert done.returncode == -signal.SIGKILL
-    assert len(read_video(part_of(path)).frames) >= 48
+    assert len(read_video(unfinished_path(path)).frames) >= 48
 
 
 def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_file_that_was_cut_short_goes_on_as_if_it_had_not_been(tmp_path: Path,
     write_segments(whole, frames)
     with pytest.raises(RuntimeError):
         write_segments(path, frames, stop=stop)
-    assert len(read_video(part_of(path)).frames) == stop
+    assert len(read_video(unfinished_path(path)).frames) == stop
     write_segments(path, frames, resumed=resumed)
     assert path.read_bytes() == whole.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["cut.mp4", "whole.mp4"]
@@ -336,4 +336,4 @@ def test_a_killed_process_leaves_every_segment_but_the_last_that_was_ended(tmp_p
         os.kill(os.getpid(), signal.SIGKILL)
     """, str(tmp_path / "killed.mp4"))
     assert done.returncode == -signal.SIGKILL
-    assert len(read_video(part_of(tmp_path / "killed.mp4")).frames) == 50
+    assert len(read_video(unfinished_path(tmp_path / "killed.mp4")).frames) == 50

@@ -1,4 +1,4 @@
-"""``arlon-rt generate`` with frames to go by: a clip to extend, an image, references, a clip to repaint."""
+"""``arlon-rt generate`` with frames to start from: a clip to extend, an image, references, a clip to repaint."""
 
 from __future__ import annotations
 
