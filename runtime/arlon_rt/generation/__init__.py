@@ -5,5 +5,3 @@ from arlon_rt.generation.control import peak_memory
 from arlon_rt.generation.decoding import Chunk
 from arlon_rt.generation.generation import Generation, Work
 from arlon_rt.generation.snapshot import Machine, Snapshot
-
-__all__ = ["Ahead", "Chunk", "Generation", "Machine", "Snapshot", "Work", "peak_memory"]
