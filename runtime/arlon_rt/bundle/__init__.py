@@ -1,6 +1,6 @@
 """A model on disk: its manifest, its files and its engines."""
 
-from arlon_rt.bundle.bundle import Bundle, demo_bundle_path, installed_version, write_manifest
+from arlon_rt.bundle.bundle import ENGINES, Bundle, Finding, demo_bundle_path, installed_version, write_manifest
 from arlon_rt.bundle.engine_file import (
     ANY_SIZE,
     FLAVOURS,
@@ -24,10 +24,8 @@ from arlon_rt.bundle.engines import (
     source_hash,
     store_to_build_in,
 )
-from arlon_rt.bundle.folder import ENGINES, contained
 from arlon_rt.bundle.limits import MAX_TOP_K, check_model
 from arlon_rt.bundle.manifest import MAX_BYTES, GraphEntry
-from arlon_rt.bundle.schema import from_json, to_json
+from arlon_rt.bundle.schema import from_json
 from arlon_rt.bundle.summary import NetworkSummary, Summary, describe
 from arlon_rt.bundle.trust import record
-from arlon_rt.bundle.verification import Finding
