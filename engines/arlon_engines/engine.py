@@ -25,7 +25,6 @@ from arlon_rt.bundle import (
     EngineHeader,
     EngineProfile,
     Identity,
-    contained,
     encode_header,
     installed_version,
     source_hash,
@@ -110,7 +109,7 @@ def check_files(bundle: Bundle, graph: str, precision: str) -> None:
     """Check the hashes of the graph's files: the engine's header takes them from the manifest."""
     entry = bundle.graph(graph, precision)
     for name in (entry.file, *entry.data):
-        if file_sha256(contained(bundle.path, name)) != bundle.manifest.files[name].sha256:
+        if file_sha256(bundle.file(name)) != bundle.manifest.files[name].sha256:
             raise BundleError(
                 f"{name} is not the file that the manifest lists; run `arlon-rt verify {bundle.path}`"
             )

@@ -14,7 +14,7 @@ from arlon_export.events import ExportProgress, GraphDone, Reporter
 from arlon_export.onnx_graphs.precision import PRECISIONS, RUNS_ON_CPU
 from arlon_export.part import Graphs, Part, export_part
 from arlon_export.work_folder import WorkFolder, free_bytes, full_disk_named, largest_size, origin, require_room
-from arlon_rt.bundle import Bundle, to_json, write_manifest
+from arlon_rt.bundle import Bundle, write_manifest
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, OptionsError, OutputError
 from arlon_rt.graphs import GraphSpec, graph_specs
@@ -100,7 +100,7 @@ def _parts(
             model=model, network=network, specs=own, precisions=precisions, tokenizer=tokenizer,
             defaults=checkpoint.defaults, compare_bytes=compare_bytes,
             origin=origin(
-                network, tokenizer, model=to_json(model), graphs=[spec.name for spec in own],
+                network, tokenizer, model=dataclasses.asdict(model), graphs=[spec.name for spec in own],
                 precisions=list(precisions), compare_bytes=compare_bytes,
             ),
         ))

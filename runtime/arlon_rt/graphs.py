@@ -7,6 +7,7 @@ name of an `Axis`. The dtype ``"float"`` means the float type of the precision s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ LANE_OF: Mapping[Network, str] = {
 """Which lane of a generation runs a network. Networks of one lane never run at once: they share a stream and
 activations."""
 ALL_LANES = "all lanes"
+LATENTS = ("frame", "latent_height", "latent_width")
+COARSE = ("coarse_frame", "coarse_height", "coarse_width")
+CODES = ("code_frame", "code_height", "code_width")
 DType = Literal["float", "float32", "int64", "bool", "uint8"]
 StatedTensor = tuple[str, str, tuple[int | str | None, ...]]
 """An input or output as a backend or a file states it: (name, dtype, axes). ``None`` is an axis of unknown size."""
@@ -73,40 +77,58 @@ def _tensor(name: str, dtype: DType, *axes: int | str, alias: str | None = None)
     return TensorSpec(name=name, dtype=dtype, axes=axes, alias=alias)
 
 
-def _batch() -> Axis:
-    return Axis(name="batch", min=1, opt=2, max=2)
-
-
-def _prompt(c: ModelConfig) -> Axis:
-    return Axis(name="prompt", min=1, opt=c.text.max_length, max=c.text.max_length)
-
-
-def segment_latents(c: ModelConfig) -> int:
-    """Latents of a full segment (20 for 68 frames)."""
-    return latent_length(c, c.video.segment_frames)
-
-
 def latent_length(c: ModelConfig, num_frames: int) -> int:
     """Latents of ``num_frames`` frames: 5 a 17-frame chunk, then one for each 4 frames begun (docs/spec.md 5.6)."""
     chunks, rest = divmod(num_frames, c.vae.chunk_frames)
     return chunks * c.vae.chunk_latents + math.ceil(rest / c.vae.time_stride)
 
 
-def _space(c: ModelConfig, unit: int, height: str, width: str, smallest: int = 1) -> tuple[Axis, Axis]:
-    """Height and width axes in units of ``unit`` pixels, rounded up."""
-    def axis(name: str, opt: int, largest: int) -> Axis:
-        return Axis(name=name, min=smallest, opt=math.ceil(opt / unit), max=math.ceil(largest / unit))
-    highest, widest = c.video.largest
-    return axis(height, c.video.height, highest), axis(width, c.video.width, widest)
+@functools.lru_cache(maxsize=8)
+def _axes(c: ModelConfig) -> dict[str, Axis]:
+    """Every dynamic axis of the graphs, by name."""
+    vae, video, prompt, stride = c.vae, c.video, c.text.max_length, c.vae.space_stride
+    latents, chunk = latent_length(c, video.segment_frames), [1, vae.chunk_latents, vae.chunk_latents]
+    _, *patch = c.dit.patch_size
+
+    def space(smallest: int, *units: int) -> list[list[int]]:
+        """The sizes of height and of width, each in its unit of so many pixels, rounded up."""
+        pixels = zip(units, (video.height, video.width), video.largest, strict=True)
+        return [[smallest, math.ceil(usual / unit), math.ceil(largest / unit)] for unit, usual, largest in pixels]
+
+    height, width = space(2, stride, stride)
+    sizes = {
+        "batch": [1, 2, 2], "prompt": [1, prompt, prompt], "frame": [1, latents, latents], "chunk": chunk,
+        "latent_height": height, "latent_width": width,
+        "patches": [math.ceil(h / patch[0]) * math.ceil(w / patch[1]) for h, w in zip(height, width, strict=True)],
+        "out_frame": [1, vae.chunk_frames, vae.time_stride * vae.chunk_latents],
+        "in_frame": [1, vae.chunk_frames, vae.chunk_frames], "padded_frame": [vae.time_stride * n for n in chunk],
+        "height": [stride * n for n in height], "width": [stride * n for n in width],
+    }
+    if c.ar:
+        sizes["length"] = [1, 1, math.prod(c.ar.grid)]
+    if c.vq:
+        frames = math.ceil(latents / c.vq.stride[0])
+        codes = [[1, frames, frames + 1], *space(1, *(stride * n for n in c.vq.stride[1:]))]
+        for name, factor, of_codes in zip(("frame", "height", "width"), c.vq.stride, codes, strict=True):
+            sizes[f"code_{name}"], sizes[f"coarse_{name}"] = of_codes, [factor * n for n in of_codes]
+    return {name: Axis(name=name, min=low, opt=usual, max=high) for name, (low, usual, high) in sizes.items()}
+
+
+def _graph(
+    c: ModelConfig, name: str, network: Network, *, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
+) -> GraphSpec:
+    inputs, outputs = tuple(inputs), tuple(outputs)
+    named = {axis for tensor in (*inputs, *outputs) for axis in tensor.axes}
+    axes = tuple(axis for axis in _axes(c).values() if axis.name in named)
+    return GraphSpec(name=name, network=network, inputs=inputs, outputs=outputs, axes=axes)
 
 
 def text_encoder(c: ModelConfig) -> GraphSpec:
     """Token ids -> last hidden state; once a prompt."""
-    return GraphSpec(
-        name="text_encoder", network="text",
+    return _graph(
+        c, "text_encoder", "text",
         inputs=(_tensor("input_ids", "int64", "batch", "prompt"), _tensor("attention_mask", "bool", "batch", "prompt")),
         outputs=(_tensor("last_hidden_state", "float", "batch", "prompt", c.text.d_model),),
-        axes=(_batch(), _prompt(c)),
     )
 
 
@@ -119,11 +141,10 @@ def _cache_tensors(a: ARConfig, out: bool) -> tuple[TensorSpec, ...]:
 def ar_prefix(c: ModelConfig) -> GraphSpec:
     """Text rows (padded on the right) -> caches filled from slot 0; once a prompt change."""
     assert c.ar
-    return GraphSpec(
-        name="ar_prefix", network="ar",
+    return _graph(
+        c, "ar_prefix", "ar",
         inputs=(_tensor("last_hidden_state", "float", "batch", "prompt", c.ar.text_dim), *_cache_tensors(c.ar, False)),
         outputs=_cache_tensors(c.ar, True),
-        axes=(_batch(), _prompt(c)),
     )
 
 
@@ -135,9 +156,8 @@ def ar_step(c: ModelConfig) -> GraphSpec:
     """
     assert c.ar
     a = c.ar
-    longest = math.prod(a.grid)
-    return GraphSpec(
-        name="ar_step", network="ar",
+    return _graph(
+        c, "ar_step", "ar",
         inputs=(
             _tensor("tokens", "int64", 1, "length"), _tensor("grid", "int64", "length", 3),
             _tensor("write_index", "int64", "batch"), _tensor("guidance_weights", "float32", "batch"),
@@ -145,46 +165,26 @@ def ar_step(c: ModelConfig) -> GraphSpec:
             _tensor("uniform", "float32", 1), *_cache_tensors(a, False),
         ),
         outputs=(_tensor("next_token", "int64", 1, 1), *_cache_tensors(a, True)),
-        axes=(_batch(), Axis(name="length", min=1, opt=1, max=longest)),
-    )
-
-
-def _code_axes(c: ModelConfig) -> tuple[Axis, ...]:
-    assert c.vq
-    st, sh, sw = c.vq.stride
-    height, width = _space(c, c.vae.space_stride * sh, "code_height", "code_width")
-    frames = math.ceil(segment_latents(c) / st)
-    return (
-        Axis(name="code_frame", min=1, opt=frames, max=frames + 1), height, width,
-        Axis(name="coarse_frame", min=st, opt=st * frames, max=st * (frames + 1)),
-        Axis(name="coarse_height", min=sh * height.min, opt=sh * height.opt, max=sh * height.max),
-        Axis(name="coarse_width", min=sw * width.min, opt=sw * width.opt, max=sw * width.max),
     )
 
 
 def vq_decoder(c: ModelConfig) -> GraphSpec:
     """Tokens -> coarse latents (normalised, cropped by the host to the video's latents); once a segment."""
     assert c.vq
-    return GraphSpec(
-        name="vq_decoder", network="vq",
-        inputs=(_tensor("tokens", "int64", 1, "code_frame", "code_height", "code_width"),),
-        outputs=(
-            _tensor("coarse", "float32", 1, c.vq.latent_channels, "coarse_frame", "coarse_height", "coarse_width"),
-        ),
-        axes=_code_axes(c),
+    return _graph(
+        c, "vq_decoder", "vq",
+        inputs=[_tensor("tokens", "int64", 1, *CODES)],
+        outputs=[_tensor("coarse", "float32", 1, c.vq.latent_channels, *COARSE)],
     )
 
 
 def vq_encoder(c: ModelConfig) -> GraphSpec:
     """Normalised latents, padded by the host to whole codes -> tokens; conditioning on clips only."""
     assert c.vq
-    return GraphSpec(
-        name="vq_encoder", network="vq",
-        inputs=(
-            _tensor("latents", "float32", 1, c.vq.latent_channels, "coarse_frame", "coarse_height", "coarse_width"),
-        ),
-        outputs=(_tensor("tokens", "int64", 1, "code_frame", "code_height", "code_width"),),
-        axes=_code_axes(c),
+    return _graph(
+        c, "vq_encoder", "vq",
+        inputs=[_tensor("latents", "float32", 1, c.vq.latent_channels, *COARSE)],
+        outputs=[_tensor("tokens", "int64", 1, *CODES)],
     )
 
 
@@ -194,39 +194,23 @@ def caption(c: ModelConfig) -> GraphSpec:
     Rows whose ``use_null`` is True take the learned null caption (`y_embedder.y_embedding`) in place of the text.
     """
     d = c.dit
-    return GraphSpec(
-        name="caption", network="dit",
+    return _graph(
+        c, "caption", "dit",
         inputs=(
             _tensor("last_hidden_state", "float", "batch", "prompt", d.caption_channels),
             _tensor("use_null", "bool", "batch"),
         ),
         outputs=(_tensor("caption_kv", "float", 2 * d.depth, 2, "batch", d.num_heads, "prompt", d.head_dim),),
-        axes=(_batch(), _prompt(c)),
     )
-
-
-def _latent_axes(c: ModelConfig) -> tuple[Axis, ...]:
-    n = segment_latents(c)
-    height, width = _space(c, c.vae.space_stride, "latent_height", "latent_width", smallest=2)
-    return Axis(name="frame", min=1, opt=n, max=n), height, width
-
-
-def _patches(c: ModelConfig) -> Axis:
-    _, h, w = _latent_axes(c)
-    _, ph, pw = c.dit.patch_size
-    def count(a: int, b: int) -> int:
-        return math.ceil(a / ph) * math.ceil(b / pw)
-    return Axis(name="patches", min=count(h.min, w.min), opt=count(h.opt, w.opt), max=count(h.max, w.max))
 
 
 def semantic(c: ModelConfig) -> GraphSpec:
     """Coarse latents -> (gamma, beta, alpha) of every injected layer; once a segment (docs/spec.md 4)."""
     assert c.injection
-    return GraphSpec(
-        name="semantic", network="dit",
-        inputs=(_tensor("coarse", "float32", 1, c.dit.in_channels, "frame", "latent_height", "latent_width"),),
+    return _graph(
+        c, "semantic", "dit",
+        inputs=(_tensor("coarse", "float32", 1, c.dit.in_channels, *LATENTS),),
         outputs=(_tensor("features", "float", len(c.injection.layers), 1, "frame", "patches", 3 * c.dit.hidden_size),),
-        axes=(*_latent_axes(c), _patches(c)),
     )
 
 
@@ -239,38 +223,21 @@ def dit(c: ModelConfig) -> GraphSpec:
     ``rotary_*`` (frame, head_dim/2) are cos and sin of position * frequency; ``position`` is the 2-D sin-cos table.
     """
     d = c.dit
-    latents = ("frame", "latent_height", "latent_width")
     inputs = [
-        _tensor("latents", "float32", 1, d.in_channels, *latents),
+        _tensor("latents", "float32", 1, d.in_channels, *LATENTS),
         _tensor("timestep", "float32", 1), _tensor("step_size", "float32", 1),
         _tensor("guidance_weights", "float32", "batch"), _tensor("frame_mask", "bool", "frame"),
-        _tensor("noise", "float32", 1, d.in_channels, *latents), _tensor("noise_mask", "bool", "frame"),
+        _tensor("noise", "float32", 1, d.in_channels, *LATENTS), _tensor("noise_mask", "bool", "frame"),
         _tensor("position", "float32", "patches", d.hidden_size),
         _tensor("rotary_cos", "float32", "frame", d.head_dim // 2),
-        _tensor("rotary_sin", "float32", "frame", d.head_dim // 2),
-        _tensor("fps", "float32", 1),
+        _tensor("rotary_sin", "float32", "frame", d.head_dim // 2), _tensor("fps", "float32", 1),
         _tensor("caption_kv", "float", 2 * d.depth, 2, "batch", d.num_heads, "prompt", d.head_dim),
         _tensor("text_mask", "bool", "batch", "prompt"),
     ]
     if c.injection:
         inputs.append(_tensor("features", "float", len(c.injection.layers), 1, "frame", "patches", 3 * d.hidden_size))
-    return GraphSpec(
-        name="dit", network="dit", inputs=tuple(inputs),
-        outputs=(_tensor("latents_out", "float32", 1, d.in_channels, *latents),),
-        axes=(_batch(), _prompt(c), *_latent_axes(c), _patches(c)),
-    )
-
-
-def _chunk_axes(c: ModelConfig) -> tuple[Axis, ...]:
-    _, h, w = _latent_axes(c)
-    s, n = c.vae.space_stride, c.vae.chunk_frames
-    return (
-        Axis(name="chunk", min=1, opt=c.vae.chunk_latents, max=c.vae.chunk_latents), h, w,
-        Axis(name="height", min=s * h.min, opt=s * h.opt, max=s * h.max),
-        Axis(name="width", min=s * w.min, opt=s * w.opt, max=s * w.max),
-        Axis(name="out_frame", min=1, opt=n, max=c.vae.chunk_latents * c.vae.time_stride),
-        Axis(name="in_frame", min=1, opt=n, max=n),
-    )
+    latents_out = _tensor("latents_out", "float32", 1, d.in_channels, *LATENTS)
+    return _graph(c, "dit", "dit", inputs=inputs, outputs=[latents_out])
 
 
 def vae_decoder(c: ModelConfig) -> GraphSpec:
@@ -279,15 +246,13 @@ def vae_decoder(c: ModelConfig) -> GraphSpec:
     ``frame_index`` picks the frames to return among the 4·chunk decoded ones: 3, 4, … for a 17-frame chunk.
     The float tensor ``pixels`` (frame, 3, height, width) in -1..1 comes before the uint8 nodes.
     """
-    axes = {a.name: a for a in _chunk_axes(c)}
-    return GraphSpec(
-        name="vae_decoder", network="vae",
+    return _graph(
+        c, "vae_decoder", "vae",
         inputs=(
             _tensor("latents", "float32", 1, c.vae.latent_embed_dim, "chunk", "latent_height", "latent_width"),
             _tensor("frame_index", "int64", "out_frame"),
         ),
         outputs=(_tensor("frames", "uint8", "out_frame", "height", "width", 3),),
-        axes=tuple(axes[n] for n in ("chunk", "latent_height", "latent_width", "out_frame", "height", "width")),
     )
 
 
@@ -298,21 +263,13 @@ def vae_encoder(c: ModelConfig) -> GraphSpec:
     frame, i + 1 is frame i; for 17 frames 0, 0, 0, 1, …, 17. ``pixels`` (frame, 3, height, width) in -1..1 comes after
     the uint8 nodes.
     """
-    axes = {a.name: a for a in _chunk_axes(c)}
-    s = c.vae.time_stride
-    chunk = axes["chunk"]
-    return GraphSpec(
-        name="vae_encoder", network="vae",
+    return _graph(
+        c, "vae_encoder", "vae",
         inputs=(
             _tensor("frames", "uint8", "in_frame", "height", "width", 3),
             _tensor("frame_index", "int64", "padded_frame"),
         ),
         outputs=(_tensor("latents", "float32", 1, c.vae.latent_embed_dim, "chunk", "latent_height", "latent_width"),),
-        axes=(
-            axes["in_frame"], axes["height"], axes["width"],
-            Axis(name="padded_frame", min=s * chunk.min, opt=s * chunk.opt, max=s * chunk.max),
-            chunk, axes["latent_height"], axes["latent_width"],
-        ),
     )
 
 
@@ -360,10 +317,8 @@ def differences(
                 for size, axis in zip(axes, expected_axes, strict=True)
             )
             if dtype != expected_dtype or not fits:
-                found.append(
-                    f"{kind} {name} is {dtype} {shape_text(axes)}; the contract has {expected_dtype} "
-                    f"{shape_text(expected_axes)}"
-                )
+                contract_text = f"{expected_dtype} {shape_text(expected_axes)}"
+                found.append(f"{kind} {name} is {dtype} {shape_text(axes)}; the contract has {contract_text}")
     return found
 
 

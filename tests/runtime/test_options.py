@@ -284,7 +284,7 @@ def test_a_removed_option_without_a_value_is_ignored_in_silence() -> None:
 
 def test_a_bundle_whose_defaults_name_a_removed_option_is_read() -> None:
     with pytest.warns(RemovedOptionWarning):
-        assert from_json(GenerateOptions, {"seed": 3, "reuse_velocity": 0.1}) == GenerateOptions(seed=3)
+        assert from_json(GenerateOptions, {"seed": 3, "reuse_velocity": 0.1}, "defaults") == GenerateOptions(seed=3)
     assert GenerateOptions().resolved(Described(defaults={"reuse_velocity": 0.1})) == GenerateOptions().resolved(
         Described()
     )

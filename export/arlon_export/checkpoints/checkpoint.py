@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from arlon_export.checkpoints.network import Network, open_network
 from arlon_export.checkpoints.state_dict import StateDict, check_fit, open_state_dict
-from arlon_rt.bundle import from_json, to_json
+from arlon_rt.bundle import from_json
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError
 
@@ -139,7 +139,7 @@ def write_checkpoint(
 ) -> None:
     """Write everything except the weights, which `write_weights` adds for each network."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, value in (("config", to_json(model)), ("defaults", dict(defaults)), ("provenance", dict(provenance))):
+    for name, value in (("config", asdict(model)), ("defaults", dict(defaults)), ("provenance", dict(provenance))):
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if tokenizer:
         shutil.copyfile(tokenizer, folder / TOKENIZER)

@@ -7,7 +7,7 @@ the graphs. So prompts have a usual length, and latents have every level of nois
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from arlon_export.onnx_graphs.precision import RUNS_ON_CPU, TORCH_DTYPE, network
 from arlon_export.onnx_graphs.wrappers import GraphModule
 from arlon_export.torch_pipeline import run_module, torch_pipeline
 from arlon_rt.backends import open_session
-from arlon_rt.bundle import Bundle, to_json
+from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BundleError
 from arlon_rt.graphs import GraphSpec, TensorSpec
 from arlon_rt.options import GenerateOptions
@@ -141,7 +141,7 @@ def _two_segments(bundle: Bundle) -> GenerateOptions:
 
 def _check_same_model(checkpoint: Checkpoint, bundle: Bundle) -> None:
     """Raise `BundleError` unless both configurations are equal. An export may add rotary frequencies."""
-    ours, theirs = to_json(bundle.model), to_json(checkpoint.model)
+    ours, theirs = asdict(bundle.model), asdict(checkpoint.model)
     for part, fields in theirs.items():
         exported = ours[part]
         for name in fields or {}:

@@ -1,6 +1,6 @@
 """A model on disk: its manifest, its files and its engines."""
 
-from arlon_rt.bundle.bundle import Bundle, demo_bundle_path, installed_version, write_manifest
+from arlon_rt.bundle.bundle import ENGINES, Bundle, Finding, demo_bundle_path, installed_version, write_manifest
 from arlon_rt.bundle.engine_file import (
     ANY_SIZE,
     FLAVOURS,
@@ -24,18 +24,8 @@ from arlon_rt.bundle.engines import (
     source_hash,
     store_to_build_in,
 )
-from arlon_rt.bundle.folder import ENGINES, contained
 from arlon_rt.bundle.limits import MAX_TOP_K, check_model
 from arlon_rt.bundle.manifest import MAX_BYTES, GraphEntry
-from arlon_rt.bundle.schema import from_json, to_json
+from arlon_rt.bundle.schema import from_json
 from arlon_rt.bundle.summary import NetworkSummary, Summary, describe
 from arlon_rt.bundle.trust import record
-from arlon_rt.bundle.verification import Finding
-
-__all__ = [
-    "ANY_SIZE", "ENGINES", "FLAVOURS", "HEADER_BYTES", "MAX_BYTES", "MAX_TOP_K", "MODULES", "Bundle", "EngineEntry",
-    "EngineHeader", "EngineProfile", "EngineStore", "Finding", "Flavour", "GraphEntry", "Identity", "NetworkSummary",
-    "Summary", "build_command", "check_model", "contained", "demo_bundle_path", "describe", "encode_header",
-    "engine_stores", "find_engine", "find_entry", "from_json", "installed_version", "read_header", "read_plan",
-    "record", "source_hash", "store_to_build_in", "to_json", "write_manifest",
-]

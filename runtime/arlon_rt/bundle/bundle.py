@@ -1,24 +1,36 @@
-"""A bundle on disk: how it opens from its manifest alone, finds its files safely and gets its manifest written."""
+"""A bundle on disk: opened from its manifest alone, its files found safely and verified, its manifest written."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from arlon_rt.bundle.folder import MANIFEST, TOKENIZER, contained, listed_files
-from arlon_rt.bundle.manifest import MAX_BYTES, FileEntry, GraphEntry, Manifest, check, parse, serialize
+from arlon_rt.bundle.manifest import MAX_BYTES, FileEntry, GraphEntry, Manifest, check, check_name, parse, serialize
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError
 from arlon_rt.files import file_sha256, write_atomically
-from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, graph_specs
+from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, differences, graph_specs
 
-if TYPE_CHECKING:
-    from arlon_rt.bundle.verification import Finding
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+ENGINES = "engines"
+"""The folder of engines that were built on this machine: a cache, which the manifest never lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing wrong with a bundle."""
+
+    where: str
+    """A file name, or ``graph.precision``."""
+    message: str
+    severity: Literal["error", "warning"] = "error"
+    """A bundle with warnings alone can be used."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +134,31 @@ class Bundle:
         Args:
             progress: is called with (bytes hashed so far, bytes in all).
         """
-        from arlon_rt.bundle.verification import verify
+        return [*_verify_files(self, progress), *_verify_graphs(self)]
 
-        return list(verify(self, progress))
+
+def contained(folder: Path, name: str) -> Path:
+    """The path of the regular file ``name`` inside ``folder``.
+
+    Raises:
+        BundleError: the name is not plain and relative, a link leaves the folder, or there is no such file.
+    """
+    check_name(name)
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"{path} is a link that leaves the bundle; copy the file into it")
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; run `arlon-rt verify {folder}`, or copy the bundle again")
+    except (OSError, RuntimeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    return path
+
+
+def listed_files(folder: Path) -> list[str]:
+    """Names of the files below ``folder`` that a manifest must list: all but itself and the engines."""
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    return sorted(n for n in names if n != MANIFEST and not n.startswith(f"{ENGINES}/"))
 
 
 def demo_bundle_path() -> Path:
@@ -195,3 +229,42 @@ def _read_manifest(folder: Path) -> bytes:
         raise BundleError(f"{path} is not a regular file")
     with path.open("rb") as file:
         return file.read(MAX_BYTES + 1)
+
+
+def _verify_files(bundle: Bundle, progress: Callable[[int, int], None] | None) -> Iterator[Finding]:
+    files = bundle.manifest.files
+    total = sum(entry.size for entry in files.values())
+    before = 0
+
+    def report(hashed: int) -> None:
+        if progress:
+            progress(min(before + hashed, total), total)
+
+    for name, entry in files.items():
+        try:
+            path = contained(bundle.path, name)
+            size, sha256 = path.stat().st_size, file_sha256(path, on_progress=report)
+            before += entry.size
+            if size != entry.size:
+                yield Finding(where=name, message=f"has {size} bytes; the manifest says {entry.size}")
+            elif sha256 != entry.sha256:
+                yield Finding(where=name, message=f"has SHA-256 {sha256}; the manifest says {entry.sha256}")
+        except BundleError as error:
+            yield Finding(where=name, message=str(error))
+        except OSError as error:
+            yield Finding(where=name, message=f"cannot be read: {error}")
+    for name in listed_files(bundle.path):
+        if name not in files:
+            yield Finding(where=name, message="is in the folder, but not in the manifest", severity="warning")
+
+
+def _verify_graphs(bundle: Bundle) -> Iterator[Finding]:
+    manifest = bundle.manifest
+    if TOKENIZER not in manifest.files:
+        yield Finding(where=TOKENIZER, message="the manifest lists no tokenizer")
+    for graph, spec in graph_specs(bundle.model).items():
+        if not manifest.graphs.get(graph):
+            yield Finding(where=graph, message="the manifest has no such graph, and this model needs it")
+        for precision, entry in manifest.graphs.get(graph, {}).items():
+            for difference in differences(spec, precision, entry.inputs, entry.outputs, stated_by="manifest"):
+                yield Finding(where=f"{graph}.{precision}", message=difference)

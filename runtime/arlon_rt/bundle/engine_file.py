@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from arlon_rt.bundle.schema import from_json, to_json
+from arlon_rt.bundle.schema import from_json
 from arlon_rt.errors import BundleError, EngineError
 from arlon_rt.files import file_sha256
 
@@ -67,7 +68,7 @@ class EngineHeader:
 
 def encode_header(header: EngineHeader) -> bytes:
     """The first `HEADER_BYTES` of an engine file."""
-    content = MAGIC + json.dumps(to_json(header), indent=1).encode("ascii") + b"\n"
+    content = MAGIC + json.dumps(dataclasses.asdict(header), indent=1).encode("ascii") + b"\n"
     if len(content) > HEADER_BYTES:
         raise EngineError(f"{header.graph}: {len(header.identity.profile)} characters of profile; build fewer sizes")
     return content.ljust(HEADER_BYTES)

@@ -15,13 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arlon_rt.bundle.bundle import Bundle, demo_bundle_path
+from arlon_rt.bundle.bundle import ENGINES, Bundle
 from arlon_rt.bundle.engine_file import ANY_SIZE, EngineHeader, Identity, check_plan, read_header
-from arlon_rt.bundle.folder import ENGINES
 from arlon_rt.bundle.manifest import MAX_BYTES, check_name
-from arlon_rt.bundle.schema import from_json, to_json
+from arlon_rt.bundle.schema import from_json
 from arlon_rt.bundle.trust import built_by_this_user
-from arlon_rt.errors import BundleError, BundleNotFoundError, EngineError, EngineNotFoundError
+from arlon_rt.errors import BundleError, EngineError, EngineNotFoundError
 from arlon_rt.files import cache_folder, write_atomically
 
 INDEX = "index.json"
@@ -103,7 +102,7 @@ class EngineStore:
         """Write ``entry`` to the index, in place of one of the same graph and identity. Returns all entries."""
         key = (entry.header.graph, entry.header.identity)
         engines = (*(e for e in others if (e.header.graph, e.header.identity) != key), entry)
-        content = json.dumps(to_json(Index(engines=engines)), indent=1).encode("ascii") + b"\n"
+        content = json.dumps(dataclasses.asdict(Index(engines=engines)), indent=1).encode("ascii") + b"\n"
         write_atomically(self.folder / INDEX, content)
         return engines
 
@@ -187,7 +186,8 @@ def store_to_build_in(bundle: Bundle) -> EngineStore:
     """The folder to build engines in: the bundle's own if it can be written and is not part of an installed package."""
     own, cached = engine_stores(bundle)
     existing = own.folder if own.folder.exists() else bundle.path
-    return own if os.access(existing, os.W_OK | os.X_OK) and not _is_installed(bundle.path) else cached
+    installed = bundle.path.resolve().is_relative_to(Path(__file__).resolve().parents[1])
+    return own if os.access(existing, os.W_OK | os.X_OK) and not installed else cached
 
 
 def source_hash(bundle: Bundle, graph: str, precision: str) -> str:
@@ -224,10 +224,3 @@ def _other_identity(folder: Path, graph: str, required: Identity, built: Sequenc
         for n in names if getattr(nearest, n) != getattr(required, n)
     ]
     return EngineError(f"the engine of {graph} in {folder} does not fit: {', '.join(differences)}")
-
-
-def _is_installed(path: Path) -> bool:
-    try:
-        return path.resolve() == demo_bundle_path().resolve()
-    except BundleNotFoundError:
-        return False

@@ -11,7 +11,7 @@ from typing import Any
 
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError
-from arlon_rt.graphs import GraphSpec, graph_specs
+from arlon_rt.graphs import graph_specs
 
 MAX_SIZE = 1 << 20
 """The largest size of any kind: widths, vocabularies, cache slots, pixels."""
@@ -35,7 +35,11 @@ def check_model(c: ModelConfig) -> None:
         if not holds:
             raise BundleError(f"model: {message}")
     for spec in graph_specs(c).values():
-        _check_elements(spec)
+        for tensor in (*spec.inputs, *spec.outputs):
+            count = math.prod(spec.axis(a).max if isinstance(a, str) else a for a in tensor.axes)
+            if count > MAX_ELEMENTS:
+                where = f"{tensor.name} of graph {spec.name}"
+                raise BundleError(f"model: {where} would have {count:.3g} elements; at most {MAX_ELEMENTS:.3g}")
 
 
 def _check_sizes(value: Any, where: str) -> None:
@@ -113,12 +117,3 @@ def _guided_rules(c: ModelConfig) -> list[tuple[bool, str]]:
         (len(set(injection.layers)) == len(injection.layers), "injection.layers names a layer twice"),
         (injection.adapter_ratio > 0, "injection.adapter_ratio must be positive"),
     ]
-
-
-def _check_elements(spec: GraphSpec) -> None:
-    for tensor in (*spec.inputs, *spec.outputs):
-        count = math.prod(spec.axis(a).max if isinstance(a, str) else a for a in tensor.axes)
-        if count > MAX_ELEMENTS:
-            raise BundleError(
-                f"model: {tensor.name} of graph {spec.name} would have {count:.3g} elements; at most {MAX_ELEMENTS:.3g}"
-            )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import arlon_rt.bundle.limits as limits
-from arlon_rt.bundle.schema import from_json, to_json
+from arlon_rt.bundle.schema import from_json
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, OptionsError
 from arlon_rt.graphs import FLOAT_DTYPE, TensorSignature, graph_specs
@@ -102,15 +103,19 @@ def parse(content: bytes) -> Manifest:
 
 def serialize(manifest: Manifest) -> bytes:
     """The bytes of manifest.json; the same manifest always gives the same bytes."""
-    return (json.dumps(to_json(manifest), indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
+    return (json.dumps(dataclasses.asdict(manifest), indent=1, allow_nan=False) + "\n").encode("ascii")
 
 
 def check(manifest: Manifest) -> None:
     """Raise `BundleError` unless names, sizes, cross-references and the model configuration make sense."""
     limits.check_model(manifest.model)
     _check_defaults(manifest)
-    check_names(manifest.files)
+    spellings: dict[str, str] = {}
     for name, entry in manifest.files.items():
+        check_name(name)
+        other = spellings.setdefault(name.lower(), name)
+        if other != name:
+            raise BundleError(f"manifest.files has {other!r} and {name!r}, which differ only in case")
         if not 0 <= entry.size <= MAX_FILE_BYTES:
             raise BundleError(f"manifest.files.{name}.size is {entry.size!s:.24}; it must be 0..{MAX_FILE_BYTES}")
         if not _SHA256.fullmatch(entry.sha256):
@@ -126,16 +131,6 @@ def check(manifest: Manifest) -> None:
             raise BundleError(f"manifest.graphs has {graph!r:.80}; this model has {', '.join(known)}")
         for precision, graph_entry in precisions.items():
             _check_graph(f"manifest.graphs.{graph}.{precision}", precision, graph_entry, manifest.files)
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Raise `BundleError` unless every name is plain and relative and no two differ only in case."""
-    seen: dict[str, str] = {}
-    for name in names:
-        check_name(name)
-        other = seen.setdefault(name.lower(), name)
-        if other != name:
-            raise BundleError(f"manifest.files has {other!r} and {name!r}, which differ only in case")
 
 
 def check_name(name: str) -> None:

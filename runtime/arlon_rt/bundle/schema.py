@@ -1,4 +1,4 @@
-"""Dataclasses from JSON values and back, with every type checked."""
+"""Dataclasses from JSON values, with every type checked; `dataclasses.asdict` is the way back."""
 
 from __future__ import annotations
 
@@ -13,25 +13,16 @@ from typing import Any, TypeVar
 from arlon_rt.errors import BundleError
 
 T = TypeVar("T")
+_hints = functools.cache(typing.get_type_hints)
 
 
-def to_json(config: Any) -> Any:
-    """A dataclass as plain JSON values."""
-    return dataclasses.asdict(config)
-
-
-def from_json(cls: type[T], value: Any, where: str = "model") -> T:
+def from_json(cls: type[T], value: Any, where: str) -> T:
     """The dataclass ``cls`` that JSON values describe; ``where`` names them in messages.
 
     Raises:
         BundleError: a field is unknown, missing or of the wrong type; the message names it.
     """
     return typing.cast(T, _build(cls, value, where))
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
@@ -43,15 +34,12 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             return None
         kinds = [a for a in args if a is not type(None)]
         return _build(next((a for a in kinds if a is type(value)), kinds[0]), value, where)
+    if (origin is Mapping or dataclasses.is_dataclass(kind)) and not isinstance(value, Mapping):
+        raise BundleError(f"{where} is {value!r:.80}; an object is expected")
     if origin is Mapping:
-        if not isinstance(value, Mapping):
-            raise BundleError(f"{where} is {value!r:.80}; an object is expected")
         return {name: _build(args[1], item, f"{where}.{name}") for name, item in value.items()}
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise BundleError(f"{where} is {value!r:.80}; an object is expected")
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         fields = {f.name: f for f in dataclasses.fields(kind)}
-        hints = _hints(typing.cast(type, kind))
         for name in value:
             if name not in fields and name not in getattr(kind, "REMOVED", ()):
                 raise BundleError(f"{where}.{name} is not a field this version knows ({', '.join(fields)})")
@@ -59,8 +47,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
             required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
             if required and name not in value:
                 raise BundleError(f"{where}.{name} is missing")
-        built = {name: _build(hints.get(name, Any), item, f"{where}.{name}") for name, item in value.items()}
-        return typing.cast(Any, kind)(**built)
+        hints = _hints(kind)
+        return kind(**{name: _build(hints.get(name, Any), item, f"{where}.{name}") for name, item in value.items()})
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise BundleError(f"{where} is {value!r:.80}; a list is expected")

@@ -116,16 +116,14 @@ def _engines(bundle: Bundle) -> tuple[tuple[EngineSummary, ...], tuple[str, ...]
 
 
 def _network(bundle: Bundle, network: str) -> NetworkSummary:
-    manifest = bundle.manifest
-    names = [g for g, spec in graph_specs(bundle.model).items() if spec.network == network and manifest.graphs.get(g)]
-    entries = [entry for g in names for entry in manifest.graphs[g].values()]
-    files = {file for entry in entries for file in (entry.file, *entry.data)}
-    graphs = []
-    for name in names:
-        first = next(iter(manifest.graphs[name].values()))
-        graphs.append(GraphSummary(
-            name=name, precisions=tuple(manifest.graphs[name]), flops=first.flops, bytes_moved=first.bytes
-        ))
+    manifest, graphs, files = bundle.manifest, [], set()
+    for name, spec in graph_specs(bundle.model).items():
+        if spec.network == network and (entries := manifest.graphs.get(name)):
+            first = next(iter(entries.values()))
+            graphs.append(GraphSummary(
+                name=name, precisions=tuple(entries), flops=first.flops, bytes_moved=first.bytes
+            ))
+            files |= {file for entry in entries.values() for file in (entry.file, *entry.data)}
     return NetworkSummary(
         name=network, parameters=manifest.parameters.get(network),
         bytes_on_disk=sum(manifest.files[f].size for f in files), graphs=tuple(graphs),

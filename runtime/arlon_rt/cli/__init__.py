@@ -1,5 +1,3 @@
 """The command `arlon-rt`."""
 
 from arlon_rt.cli.main import main
-
-__all__ = ["main"]

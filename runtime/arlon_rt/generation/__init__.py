@@ -6,5 +6,3 @@ from arlon_rt.generation.decoding import Chunk
 from arlon_rt.generation.drafting import all_tokens
 from arlon_rt.generation.generation import Generation, Work
 from arlon_rt.generation.snapshot import Machine, Snapshot
-
-__all__ = ["Ahead", "Chunk", "Generation", "Machine", "Snapshot", "Work", "all_tokens", "peak_memory"]

@@ -5,8 +5,3 @@ from arlon_rt.memory.demand import Budget, Demand
 from arlon_rt.memory.footprint import ITEM_BYTES, moved_bytes
 from arlon_rt.memory.plan import CONTEXT, MemoryPlan
 from arlon_rt.memory.planning import GRAPH, STATED, built_engines, check_fits, plan_for
-
-__all__ = [
-    "BASE", "CONTEXT", "GRAPH", "ITEM_BYTES", "STATED", "Budget", "Demand", "MemoryPlan", "built_engines", "check_fits",
-    "moved_bytes", "plan_for", "remember", "widest",
-]

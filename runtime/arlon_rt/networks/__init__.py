@@ -10,10 +10,3 @@ from arlon_rt.networks.tables import position_table, rotary_tables
 from arlon_rt.networks.text import TextEncoder, Tokenizer
 from arlon_rt.networks.tokens import TokenGrid, TokenState
 from arlon_rt.networks.vae import VAEDecoder, VAEEncoder, decoder_frame_index, encoder_frame_index
-
-__all__ = [
-    "AT_ONCE", "Denoising", "Networks", "Sampling", "Text", "TextEncoder", "TokenGrid", "TokenState", "TokenStream",
-    "Tokenizer", "VAEDecoder", "VAEEncoder", "View", "clean_caption", "decoder_frame_index", "denoise",
-    "encoder_frame_index", "guidance_weights", "position_table", "rotary_tables", "schedule", "timesteps",
-    "usual_precision", "with_scores",
-]

@@ -9,7 +9,7 @@ from typing import Self
 
 from arlon_rt.backends import Session, open_sessions
 from arlon_rt.bundle import Bundle
-from arlon_rt.graphs import graph_specs, segment_latents
+from arlon_rt.graphs import graph_specs, latent_length
 from arlon_rt.memory import Budget
 from arlon_rt.networks.ar import TokenModel
 from arlon_rt.networks.dit import Denoiser
@@ -60,7 +60,7 @@ class Networks:
             ),
             token_model=TokenModel(sessions["ar_prefix"], sessions["ar_step"], model.ar) if model.ar else None,
             vq_decoder=VQDecoder(sessions["vq_decoder"], model.vq) if model.vq else None,
-            vq_encoder=VQEncoder(sessions["vq_encoder"], model.vq, segment_latents(model))
+            vq_encoder=VQEncoder(sessions["vq_encoder"], model.vq, latent_length(model, model.video.segment_frames))
             if model.vq and model.vq.has_encoder else None,
             denoiser=Denoiser(
                 sessions["caption"], sessions.get("semantic"), sessions["dit"], model,

@@ -9,7 +9,7 @@ import pytest
 
 from arlon_rt import GenerateOptions, OptionsError
 from arlon_rt.bundle import Bundle
-from arlon_rt.graphs import graph_specs, segment_latents
+from arlon_rt.graphs import graph_specs, latent_length
 from arlon_rt.memory import Budget, Demand
 from demands import SMALL
 from tiny_bundle import TINY
@@ -18,7 +18,7 @@ from tiny_bundle import TINY
 def test_a_request_s_length_size_and_guidance_decide(folder: Path) -> None:
     bundle = Bundle.open(folder)
     whole = Demand.of(GenerateOptions(), bundle)
-    assert whole.latents == segment_latents(TINY), "a length that is left out may be any"
+    assert whole.latents == latent_length(TINY, TINY.video.segment_frames), "a length that is left out may be any"
     assert Demand.of(GenerateOptions(num_frames=17), bundle).latents == 5
     assert Demand.of(GenerateOptions(num_frames=1), bundle).latents == 1
     assert Demand.of(GenerateOptions(num_frames=500), bundle) == whole

@@ -10,8 +10,8 @@ import pytest
 
 from arlon_rt.config import ARConfig
 from arlon_rt.errors import BackendError, OptionsError
-from arlon_rt.networks import Sampling, Text, TokenStream, noise
-from arlon_rt.networks.ar import TokenModel, grid_positions
+from arlon_rt.networks import Sampling, Text, noise
+from arlon_rt.networks.ar import TokenModel, TokenStream, grid_positions
 
 CONFIG = ARConfig(
     num_codes=50, hidden_size=8, num_layers=1, num_heads=2, ffn_size=8, text_dim=3, grid=(4, 2, 3), max_length=40,

@@ -9,8 +9,3 @@ from arlon_rt.backends.ort.library import (
 )
 from arlon_rt.backends.ort.placement import NodeRun, Placement, place_graph
 from arlon_rt.backends.ort.verification import verify_opened
-
-__all__ = [
-    "CUDA_OPTIONS", "NodeRun", "Placement", "available_providers", "import_runtime", "installed_runtimes",
-    "place_graph", "require_device", "verify_opened",
-]

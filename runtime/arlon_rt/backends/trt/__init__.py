@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from arlon_rt.lazy import lazily
 
 if TYPE_CHECKING:
-    from arlon_rt.backends.trt.library import TYPES as TYPES
-    from arlon_rt.backends.trt.session import Gpu as Gpu
+    from arlon_rt.backends.trt.library import TYPES
+    from arlon_rt.backends.trt.session import Gpu
 else:
     __all__, __getattr__, __dir__ = lazily(__name__, {
         "arlon_rt.backends.trt.library": ("TYPES",), "arlon_rt.backends.trt.session": ("Gpu",),
