@@ -5,12 +5,12 @@ from arlon_rt.backends.ort.library import (
     available_providers,
     import_runtime,
     installed_runtimes,
-    require_device,
+    providers_of,
 )
 from arlon_rt.backends.ort.placement import NodeRun, Placement, place_graph
 from arlon_rt.backends.ort.verification import verify_opened
 
 __all__ = [
     "CUDA_OPTIONS", "NodeRun", "Placement", "available_providers", "import_runtime", "installed_runtimes",
-    "place_graph", "require_device", "verify_opened",
+    "place_graph", "providers_of", "verify_opened",
 ]

@@ -29,8 +29,7 @@ def verify_opened(bundle: Bundle) -> Iterator[Finding]:
 
 
 def _differences(bundle: Bundle, graph: str, precision: str) -> list[str]:
-    runtime = import_runtime()
-    options = session_options(runtime, threads=1)
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    opened = open_graph(runtime, bundle, graph, precision, ["CPUExecutionProvider"], options)
+    options = session_options(threads=1)
+    options.graph_optimization_level = import_runtime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    opened = open_graph(bundle, graph, precision, ["CPUExecutionProvider"], options)
     return contract_differences(opened, bundle.spec(graph), precision)

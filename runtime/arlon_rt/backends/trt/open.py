@@ -35,6 +35,8 @@ def open_engines(
 ) -> Iterator[Session]:
     """A session for each graph, of its engine. The sessions share one GPU and keep to the budget of its memory.
 
+    Engines are loaded at once. If the plan for the budget offloads a graph, each is loaded when it first runs.
+
     Raises:
         EngineError: a graph has no engine that fits and may be loaded; the message has the command that builds it.
         BudgetError: the model does not fit the budget.
@@ -48,33 +50,25 @@ def open_engines(
         precision=precision,
     )
     gpu = Gpu.open(flavour, number)
-    if budget is None:
-        for graph in graphs:
-            yield _loader(gpu, bundle, graph, find_engine(bundle, graph, best_built(bundle, graph, required), trust))()
-        return
-    yield from _within_budget(budget, gpu, bundle, list(graphs), required, trust)
-
-
-def _within_budget(
-    budget: Budget, gpu: Gpu, bundle: Bundle, graphs: list[str], required: Identity, trust: bool
-) -> Iterator[Session]:
-    """Sessions that follow a memory plan. They are loaded at once if the plan offloads no graph, else when they run."""
     paths = {graph: find_engine(bundle, graph, best_built(bundle, graph, required), trust) for graph in graphs}
+    if budget is None:
+        yield from (_loader(gpu, bundle, graph, path)() for graph, path in paths.items())
+        return
     engines = {graph: find_entry(bundle, path) for graph, path in paths.items()}
-    plan = plan_for(bundle, budget.demand, required.precision, budget.size, engines)
+    plan = plan_for(bundle, budget.demand, precision, budget.size, engines)
     check_fits(bundle, plan, engines)
     gpu.one_lane = plan.one_arena
     streamed = {g.graph: g.on_device for g in plan.graphs if g.streamed}
     paths |= _streaming_engines(bundle, {graph: engines[graph].header.identity for graph in streamed}, trust)
     residency = Residency(gpu.trim)
     planned = {g.graph for g in plan.graphs}
-    for graph in graphs:
-        load = _loader(gpu, bundle, graph, paths[graph], streamed.get(graph))
+    for graph, path in paths.items():
+        load = _loader(gpu, bundle, graph, path, streamed.get(graph))
         if graph in planned and not plan.offloaded_peaks:
             yield load()
             continue
         group = graph if graph in plan.offloaded_peaks else RESIDENT
-        dtype = numpy_dtype(FLOAT_DTYPE[required.precision])
+        dtype = numpy_dtype(FLOAT_DTYPE[precision])
         yield OffloadableSession(bundle.spec(graph), dtype, residency, group, load)
 
 

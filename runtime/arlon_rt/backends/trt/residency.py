@@ -84,22 +84,13 @@ class OffloadableSession:
         self, spec: GraphSpec, float_dtype: np.dtype[Any], residency: Residency, group: str,
         load: Callable[[], LoopingSession],
     ) -> None:
-        self._spec, self._float_dtype, self._load = spec, float_dtype, load
+        self.spec, self.float_dtype, self._load = spec, float_dtype, load
         self._residency, self._group = residency, group
         self._session: LoopingSession | None = None
         self._loading = threading.Lock()
         self._closed = False
 
-    @property
-    def spec(self) -> GraphSpec:
-        return self._spec
-
-    @property
-    def float_dtype(self) -> np.dtype[Any]:
-        return self._float_dtype
-
     def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
-        """Run the graph once; see `arlon_rt.backends.session.Session.run`."""
         with self._turn() as session:
             return session.run(feed, hold)
 
@@ -107,17 +98,14 @@ class OffloadableSession:
         self, feed: Mapping[str, Array | Handle], each: Mapping[str, Array], carry: Mapping[str, str],
         hold: Collection[str] = (),
     ) -> dict[str, Array | Handle]:
-        """Run the graph many times; see `arlon_rt.backends.session.Looping.loop`."""
         with self._turn() as session:
             return session.loop(feed, each, carry, hold)
 
     def upload(self, name: str, array: Array) -> Handle:
-        """The input ``name`` as a handle; see `arlon_rt.backends.session.Session.upload`."""
         with self._turn() as session:
             return session.upload(name, array)
 
     def close(self) -> None:
-        """Free the graph for good. A second call does nothing; handles stay valid."""
         self._closed = True
         self._free()
 
@@ -127,7 +115,7 @@ class OffloadableSession:
         with self._residency.turn(self._group):
             with self._loading:
                 if self._closed:
-                    raise closed(self._spec)
+                    raise closed(self.spec)
                 if self._session is None:
                     self._session = self._load()
                     self._residency.loaded(self._free)
