@@ -9,7 +9,7 @@ from typing import Any
 
 from arlon_engines.errors import BuildError
 from arlon_engines.onnx_nodes import Node
-from arlon_rt.backends.trt.library import TYPES
+from arlon_rt.backends.trt import TYPES
 from arlon_rt.bundle import GraphEntry
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import GraphSpec, StatedTensor, differences

@@ -8,11 +8,11 @@ from arlon_rt.networks.flow import schedule, timesteps
 from arlon_rt.networks.open import Networks, usual_precision
 from arlon_rt.networks.tables import position_table, rotary_tables
 from arlon_rt.networks.text import TextEncoder, Tokenizer
-from arlon_rt.networks.tokens import OnToken, TokenGrid, TokenSource, TokenState
+from arlon_rt.networks.tokens import TokenGrid, TokenSource, TokenState
 from arlon_rt.networks.vae import VAEDecoder, VAEEncoder, decoder_frame_index, encoder_frame_index
 
 __all__ = [
-    "AT_ONCE", "Networks", "OnToken", "Sampling", "Text", "TextEncoder", "TokenGrid", "TokenSource", "TokenState",
+    "AT_ONCE", "Networks", "Sampling", "Text", "TextEncoder", "TokenGrid", "TokenSource", "TokenState",
     "TokenStream", "Tokenizer", "VAEDecoder", "VAEEncoder", "View", "clean_caption", "decoder_frame_index", "denoise",
     "encoder_frame_index", "guidance_weights", "position_table", "rotary_tables", "schedule", "timesteps",
     "usual_precision", "with_scores",

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from arlon_rt.lazy import lazily
 
 if TYPE_CHECKING:
+    from arlon_rt.backends.trt.library import TYPES as TYPES
     from arlon_rt.backends.trt.session import Gpu as Gpu
 else:
-    __all__, __getattr__, __dir__ = lazily(__name__, {"arlon_rt.backends.trt.session": ("Gpu",)})
+    __all__, __getattr__, __dir__ = lazily(__name__, {
+        "arlon_rt.backends.trt.library": ("TYPES",), "arlon_rt.backends.trt.session": ("Gpu",),
+    })
