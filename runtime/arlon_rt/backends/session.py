@@ -181,7 +181,7 @@ class Front(Generic[H]):
         return self.converted(name, array)
 
     def _check(self, tensor: TensorSpec, value: Array | Handle, sizes: dict[str, int]) -> None:
-        """Raise `BackendError` unless ``value`` fits an input and ``sizes``, the named axes of the inputs before it."""
+        """Raise `BackendError` unless ``value`` fits an input; ``sizes`` has the named axes of those before it."""
         where, dtype = f"{self.spec.name}: {tensor.name}", self.dtypes[tensor.name]
         if not hasattr(value, "dtype"):
             raise BackendError(f"{where} is a {type(value).__name__}; an array or a handle is expected")

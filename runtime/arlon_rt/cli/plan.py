@@ -50,7 +50,7 @@ def print_plan(console: Console, plan: MemoryPlan) -> None:
 
     console.print(f"{plan.demand}, {plan.precision}, TensorRT: planned, nothing was run", soft_wrap=True)
     console.print(graph_table(plan))
-    rows = [(held.name, held.size) for held in plan.held]
+    rows = list(plan.held.items())
     rows += [(f"activations of {lane}, one arena", size) for lane, size in plan.arenas.items()]
     rows += [("CUDA context and rounding (assumed)", CONTEXT)]
     for name, size in rows:

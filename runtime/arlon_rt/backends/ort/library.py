@@ -66,11 +66,9 @@ def import_runtime() -> ModuleType:
 
 
 def available_providers() -> list[str]:
-    """The execution providers of the installed ONNX Runtime, e.g. ``CPUExecutionProvider``.
-
-    Those of plugins are among them; in some builds CUDA is a plugin.
-    """
+    """The execution providers of the installed ONNX Runtime, e.g. ``CPUExecutionProvider``."""
     runtime = import_runtime()
+    # In some builds CUDA is a plugin.
     plugins = (device.ep_name for device in runtime.get_ep_devices())
     return list(dict.fromkeys([*runtime.get_available_providers(), *plugins]))
 

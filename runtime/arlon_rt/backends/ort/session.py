@@ -114,10 +114,8 @@ class OrtSession:
         return self._on_device(self._front.uploaded(name, array))
 
     def end_profile(self) -> Path:
-        """The path of a JSON file with an event for each node of each run so far, if the session was opened with
-        ``profile``."""
-        assert self._opened is not None
-        return Path(self._opened.end_profiling())
+        """The JSON file with an event for each node of each run; the session must have been opened with ``profile``."""
+        return Path(self._front.opened(self._opened).end_profiling())
 
     def close(self) -> None:
         self._opened = None

@@ -133,7 +133,12 @@ class Context:
         activations = self._lane.activations(self._size)
         placed = (activations.address, *(memory.address for memory in tensors.values()))
         if placed not in self.graphs:
-            self._place(activations, tensors)
+            self._context.set_device_memory(activations.address, activations.size)
+            for name, memory in tensors.items():
+                if not self._context.set_tensor_address(name, memory.address):
+                    raise BackendError(
+                        f"{self._graph}: the engine does not take memory for {name}: {self._complaint()}"
+                    )
             if not (placed in self._seen and self._capture(placed)):
                 self._seen[placed] = None
                 if len(self._seen) > MOST_SEEN:
@@ -150,12 +155,6 @@ class Context:
             self._lane.stream.wait()
         self.graphs.clear()
         self._seen.clear()
-
-    def _place(self, activations: Memory, tensors: Mapping[str, Memory]) -> None:
-        self._context.set_device_memory(activations.address, activations.size)
-        for name, memory in tensors.items():
-            if not self._context.set_tensor_address(name, memory.address):
-                raise BackendError(f"{self._graph}: the engine does not take memory for {name}: {self._complaint()}")
 
     def _capture(self, placed: tuple[int, ...]) -> bool:
         """Whether a run with these addresses was captured; a context that fails once warns and never tries again."""

@@ -83,6 +83,7 @@ class CudaStream:
         from cuda.core import LegacyPinnedMemoryResource
 
         self._device, self._stream = device, device.create_stream()
+        self.handle = int(self._stream.handle)
         self._pinned = LegacyPinnedMemoryResource()
         self._staged: deque[tuple[Any, Any]] = deque()
         """Pinned memory with the event that ends its last copy, the oldest first."""
@@ -107,10 +108,6 @@ class CudaStream:
             return cls(device)
         except Exception as error:   # CUDA's own, of several kinds
             raise BackendError(f"GPU {number} cannot be used: {error}; run `arlon-rt doctor`") from error
-
-    @property
-    def handle(self) -> int:
-        return int(self._stream.handle)
 
     def allocate(self, size: int) -> CudaMemory:
         try:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from arlon_rt.backends.device import compute_capability, device_number
+from arlon_rt.backends.device import compute_capability, device_parts
 from arlon_rt.backends.session import Session, numpy_dtype
 from arlon_rt.backends.trt.library import import_tensorrt
 from arlon_rt.backends.trt.residency import RESIDENT, OffloadableSession, Residency
@@ -44,16 +44,22 @@ def open_engines(
     """
     if precision not in FLOAT_DTYPE:
         raise BackendError(f"precision is {precision!r}; backend {flavour} runs {', '.join(FLOAT_DTYPE)}")
-    number = device_number(device)
+    kind, number = device_parts(device)
+    if kind != "cuda":
+        raise BackendError(f"device is {device!r}; TensorRT needs 'cuda' or 'cuda:N'")
     required = Identity(
         flavour=flavour, version=import_tensorrt(flavour).__version__, compute_capability=compute_capability(number),
         precision=precision,
     )
     gpu = Gpu.open(flavour, number)
-    paths = {graph: find_engine(bundle, graph, best_built(bundle, graph, required), trust) for graph in graphs}
+
+    def found(graph: str) -> Path:
+        return find_engine(bundle, graph, best_built(bundle, graph, required), trust)
+
     if budget is None:
-        yield from (_loader(gpu, bundle, graph, path)() for graph, path in paths.items())
+        yield from (_loader(gpu, bundle, graph, found(graph))() for graph in graphs)
         return
+    paths = {graph: found(graph) for graph in graphs}
     engines = {graph: find_entry(bundle, path) for graph, path in paths.items()}
     plan = plan_for(bundle, budget.demand, precision, budget.size, engines)
     check_fits(bundle, plan, engines)
@@ -73,11 +79,7 @@ def open_engines(
 
 
 def _streaming_engines(bundle: Bundle, identities: Mapping[str, Identity], trust: bool) -> dict[str, Path]:
-    """For each graph the engine that can stream its weights and has the same identity otherwise.
-
-    Raises:
-        EngineError: a graph has none; the message has the command that builds all that are missing.
-    """
+    """For each graph the engine that can stream its weights and has the same identity otherwise."""
     paths, missing = {}, []
     for graph, identity in identities.items():
         try:
@@ -120,9 +122,6 @@ def best_built(bundle: Bundle, graph: str, required: Identity) -> Identity:
         if entry.header.graph == graph
         and dataclasses.replace(entry.header.identity, profile=required.profile, weight_streaming=False) == required
     ]
-
-    def rank(identity: Identity) -> tuple[bool, int, str, bool]:
-        profile = identity.profile
-        return profile == ANY_SIZE, profile.count("_"), profile, not identity.weight_streaming
-
-    return max(built, key=rank, default=required)
+    return max(built, default=required, key=lambda identity: (
+        identity.profile == ANY_SIZE, identity.profile.count("_"), identity.profile, not identity.weight_streaming
+    ))

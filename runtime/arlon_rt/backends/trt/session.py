@@ -67,7 +67,10 @@ class Gpu:
             BackendError: TensorRT refuses the engine.
             BundleError: the engine does not fit the contract of this graph.
         """
-        lane = self._lane(LANE_OF[spec.network])
+        name = ALL_LANES if self.one_lane else LANE_OF[spec.network]
+        if name not in self._lanes:
+            self._lanes[name] = Lane(self._new_stream(), self._graphs, self._device)
+        lane = self._lanes[name]
         self._log.errors.clear()
         with lane.turn():   # whichever thread opens it
             engine = self._runtime.deserialize_cuda_engine(plan)
@@ -82,12 +85,6 @@ class Gpu:
         for lane in self._lanes.values():
             with lane.turn():
                 lane.stream.trim()
-
-    def _lane(self, name: str) -> Lane:
-        name = ALL_LANES if self.one_lane else name
-        if name not in self._lanes:
-            self._lanes[name] = Lane(self._new_stream(), self._graphs, self._device)
-        return self._lanes[name]
 
     def complaint(self) -> str:
         """The errors that TensorRT logged since the last call."""
@@ -104,7 +101,7 @@ class TrtSession:
         self._trt, self._engine, self._lane, self._complaint = trt, engine, lane, complaint
         self._front = Front(spec, precision, TrtHandle, lane.device)
         self.spec, self.float_dtype = spec, self._front.float_dtype
-        self._profiles = [Profile.of(engine, index, spec) for index in range(engine.num_optimization_profiles)]
+        self._profiles = sorted(Profile.of(engine, index, spec) for index in range(engine.num_optimization_profiles))
         self._contexts: dict[int, Context] = {}
         lane.enter()
         self._kept: dict[str, Memory] = {}
@@ -233,7 +230,7 @@ class TrtSession:
 
     def _context(self, shapes: Mapping[str, tuple[int, ...]]) -> Context:
         """The execution context of the profile for these shapes, set to them."""
-        profile = next((p for p in sorted(self._profiles) if p.fits(shapes)), None)
+        profile = next((p for p in self._profiles if p.fits(shapes)), None)
         if profile is None:
             fed = ", ".join(f"{name} {shape}" for name, shape in shapes.items() if name in self._profiles[0].ranges)
             raise BackendError(
