@@ -137,11 +137,11 @@ def check_graphs(bundle: Bundle, device: str) -> list[Check]:
 
     A node that moves much data on the CPU is named in a warning. A fault that all graphs share is listed once.
     """
-    from arlon_rt.backends.ort import place_graph, require_device
+    from arlon_rt.backends.ort import place_graph, providers_of
     from arlon_rt.networks import usual_precision
 
     try:
-        require_device(device)
+        providers_of(device)
     except BackendError as error:
         return [Check(device, "error", str(error), _INSTALL_CUDA)]
     precision = usual_precision(bundle, device)

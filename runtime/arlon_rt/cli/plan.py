@@ -45,7 +45,7 @@ def print_plan(console: Console, plan: MemoryPlan) -> None:
 
     console.print(f"{plan.demand}, {plan.precision}, TensorRT: planned, nothing was run", soft_wrap=True)
     console.print(graph_table(plan))
-    lines = [row(held.size, held.name) for held in plan.held]
+    lines = [row(size, name) for name, size in plan.held.items()]
     lines += [row(size, f"activations of {lane}, one arena") for lane, size in plan.arenas.items()]
     lines += [row(CONTEXT, "CUDA context and rounding (assumed)")]
     lines += ["", row(plan.resident_peak, "at most while a segment is generated")]
