@@ -78,11 +78,7 @@ class Manifest:
 
 
 def parse(content: bytes) -> Manifest:
-    """The manifest that the bytes of a manifest.json hold, checked.
-
-    Raises:
-        BundleError: the JSON is damaged, a field is unknown, missing or of the wrong type, or a value is out of range.
-    """
+    """The manifest that the bytes of a manifest.json hold; `BundleError` names what is damaged or does not fit."""
     if len(content) > MAX_BYTES:
         raise BundleError(f"manifest.json has {len(content)} bytes; at most {MAX_BYTES} are read")
     try:
