@@ -8,29 +8,26 @@ It needs about 40 GB in that folder, which it deletes at the end; ``--keep`` kee
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from full_size_weights import FULL_SIZE, published, write_folder
+from machine import machine
 
 from arlon_export.checkpoints.published import read_published
 from arlon_export.onnx_graphs.check import check_graph
 from arlon_rt.bundle import Bundle
 
 SAMPLE_SECONDS = 0.1
-VERSIONS = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "numpy")
+PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "numpy")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -69,7 +66,7 @@ def main() -> int:
     args = arguments()
     folder: Path = args.folder
     folder.mkdir(parents=True, exist_ok=True)
-    result = machine() | {"command": " ".join(["python", "benchmarks/full_size_export.py", *sys.argv[1:]])}
+    result = machine(*PACKAGES) | {"command": " ".join(["python", "benchmarks/full_size_export.py", *sys.argv[1:]])}
     try:
         result["weights"], options = make_weights(folder / "weights")
         bundle = folder / "full.bundle"
@@ -133,15 +130,6 @@ def full_depth(weights: Path, bundle: Path) -> dict[str, Any]:
     names = network.tensors.keys() & ir.load(opened.graph_file("dit", "fp32")).graph.initializers.keys()
     agreement = check_graph(opened, opened.spec("dit"), network.loaded(names), "fp32")
     return {"relative_errors": dict(agreement.errors), "seconds": round(time.perf_counter() - start, 1)}
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "date": datetime.date.today().isoformat(), "device": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(), "versions": {name: version(name) for name in VERSIONS},
-    }
 
 
 def size(folder: Path) -> int:

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from full_size_weights import FULL_SIZE
-from rich.console import Console
 
 from arlon_engines.profiles import parse_size
 from arlon_export.checkpoints.checkpoint import expected_shapes
 from arlon_rt.bundle import Bundle, GraphEntry, write_manifest
-from arlon_rt.cli.plan import print_plan
 from arlon_rt.config import ModelConfig
-from arlon_rt.errors import BudgetError
 from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, graph_specs, signature
-from arlon_rt.memory import ITEM_BYTES, Demand, check_fits, moved_bytes, plan_for
-from arlon_rt.options import GenerateOptions
-from arlon_rt.units import parse_bytes
+from arlon_rt.memory import ITEM_BYTES, moved_bytes
 
 OF_PREFIX = ("blocks.", "text_projection.")
 OF_ENCODERS = ("encoder", "quant_conv")
@@ -33,22 +30,18 @@ OF_DECODERS = ("decoder", "post_quant_conv")
 
 def main() -> int:
     args = arguments()
-    console = Console(width=100, highlight=False)
+    size = parse_size(args.profile, FULL_SIZE)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = bundle_without_weights(Path(folder), FULL_SIZE, args.precision)
-        size = parse_size(args.profile, FULL_SIZE)
-        options = GenerateOptions(
-            height=size.height, width=size.width, num_frames=size.frames, guidance_scale=args.guidance_scale
-        )
+        bundle_without_weights(Path(folder), FULL_SIZE, args.precision)
         for budget in args.vram_budget:
-            console.print(f"--vram-budget {budget}")
-            plan = plan_for(bundle, Demand.of(options, bundle), args.precision, parse_bytes(budget))
-            print_plan(console, plan)
-            try:
-                check_fits(bundle, plan)
-            except BudgetError as error:
-                console.print(str(error), soft_wrap=True)
-            console.print()
+            print(f"--vram-budget {budget}", flush=True)
+            command = [
+                sys.executable, "-m", "arlon_rt.cli", "generate", "any prompt", "--bundle", folder, "--dry-run",
+                "--vram-budget", budget, "--precision", args.precision, "--guidance-scale", str(args.guidance_scale),
+                "--height", str(size.height), "--width", str(size.width), "--num-frames", str(size.frames),
+            ]
+            subprocess.run(command, env={**os.environ, "COLUMNS": "100"}, stderr=subprocess.STDOUT, check=False)
+            print(flush=True)
     return 0
 
 

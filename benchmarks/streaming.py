@@ -1,19 +1,17 @@
-"""How soon the first frames come, what overlap and savings are worth, and whether memory grows with length.
+"""Measures how soon the first frames come, what overlap and savings gain, and whether memory grows with length.
 
     python benchmarks/streaming.py [--bundle DIR] [--only first,overlap,savings,approximate,memory]
 
-Sides that are compared take turns in one run; medians of ``--rounds`` are told. A player at the video's rate that
-starts ``start-up`` seconds late never waits for a frame.
+Compared sides take turns in one run; results are medians of ``--rounds``. A player at the video's rate that starts
+``startup_seconds`` late never waits for a frame.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,11 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +44,7 @@ SAMPLE_SECONDS = 0.2
 
 @dataclass
 class Timed:
-    """When each chunk came, in seconds from the start, and what the last event told."""
+    """When each chunk of a video came, in seconds from the start, and how many frames it had."""
 
     fps: float
     at: list[float] = field(default_factory=list)
@@ -58,13 +56,13 @@ class Timed:
 
     @property
     def startup(self) -> float:
-        """How late a player must start to never wait: chunk i has to be there when its first frame is due."""
+        """How late a player must start to never wait: each chunk must have come when its first frame is due."""
         due = np.concatenate([[0], np.cumsum(self.frames)[:-1]]) / self.fps
         return float(max(0.0, (np.array(self.at) - due).max()))
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of video a second of work."""
+        """Seconds of video per second of work."""
         return sum(self.frames) / self.fps / self.wall
 
 
@@ -77,7 +75,7 @@ def timed(chunks: Iterator[Chunk], fps: float) -> Timed:
 
 
 def first_frames(pipeline: Pipeline, rounds: int) -> dict[str, Any]:
-    """The first chunk of a short first segment, of a usual one, and the whole usual segment with its decode."""
+    """Seconds until the first chunk, with a short and a usual first segment, and until the usual one is decoded."""
     fps, options = pipeline.bundle.model.video.fps, GenerateOptions(num_frames=68 + 51)
     usual, short = [], []
     for seed in range(rounds):
@@ -93,7 +91,7 @@ def first_frames(pipeline: Pipeline, rounds: int) -> dict[str, Any]:
 
 
 def overlap(bundle: Bundle, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """The same video in sequence and overlapped, for numbers of threads a stage."""
+    """The same video in sequence and overlapped, for each number of threads a lane."""
     fps, rows = bundle.model.video.fps, []
     options = GenerateOptions(num_frames=round(seconds * fps))
     for threads in range(1, (os.cpu_count() or 1) + 1):
@@ -114,7 +112,7 @@ def overlap(bundle: Bundle, rounds: int, seconds: float) -> list[dict[str, Any]]
 
 
 class Remembering:
-    """A session that counts its runs and can be run once more as it was run last."""
+    """A session that counts its runs and can repeat the last one."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.runs = session, 0
@@ -133,7 +131,7 @@ class Remembering:
 
 
 class Laborious:
-    """The transformer's session as a plain loop would run it."""
+    """The transformer's session, run as by a loop without savings."""
 
     def __init__(self, session: Session, each_step: list[Remembering], both_rows: bool) -> None:
         self.session, self._each_step, self._both_rows = session, each_step, both_rows
@@ -159,7 +157,7 @@ class Laborious:
 
 
 class WholeDecoder:
-    """Also decodes the latents of each later segment that the one before it has shown, chunk by chunk."""
+    """Also decodes, in each later segment, the latents that the segment before it has shown already."""
 
     def __init__(self, decoder: VAEDecoder) -> None:
         self._decoder, self._segments = decoder, 0
@@ -176,7 +174,7 @@ class WholeDecoder:
 
 
 class WholeEncoder:
-    """Encodes a whole segment where its last chunk is enough."""
+    """Encodes a whole segment, of which the last chunk would do."""
 
     def __init__(self, encoder: VAEEncoder) -> None:
         self._encoder = encoder
@@ -188,7 +186,7 @@ class WholeEncoder:
 
 
 class ForgetfulTextEncoder:
-    """Encodes a prompt each time it is asked for."""
+    """Encodes a prompt at each call, without a cache."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
@@ -197,7 +195,7 @@ class ForgetfulTextEncoder:
         return getattr(self._encoder, name)
 
     def encode(self, prompt: str) -> Text:
-        self._encoder._recent.clear()
+        self._encoder._encoded.cache_clear()
         return self._encoder.encode(prompt)
 
 
@@ -209,7 +207,7 @@ SAVINGS = {
 
 
 def savings(pipeline: Pipeline, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """The pipeline as it is, beside it without each exact saving, and without all of them; in turns."""
+    """Times of the pipeline, of it without each exact saving, and of it without all savings; they take turns."""
     sides = [(), *((name,) for name in SAVINGS), tuple(SAVINGS)]
     options = GenerateOptions(num_frames=round(seconds * pipeline.bundle.model.video.fps))
     walls: dict[tuple[str, ...], list[float]] = {side: [] for side in sides}
@@ -234,7 +232,7 @@ def savings(pipeline: Pipeline, rounds: int, seconds: float) -> list[dict[str, A
 
 
 def laborious(pipeline: Pipeline, request: Request, without: Collection[str]) -> Iterator[Chunk]:
-    """The request's chunks, made without these savings."""
+    """The request's chunks, without the savings named in ``without``."""
     opened = pipeline._networks
     caption, semantic = Remembering(opened.sessions["caption"]), Remembering(opened.sessions["semantic"])
     each_step = [s for s, name in ((caption, "caption"), (semantic, "semantic")) if name in without]
@@ -262,9 +260,9 @@ APPROXIMATE = {
 
 
 def approximate(pipeline: Pipeline, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Each approximation beside the exact run, in turns: time, runs of the transformer and how far frames are off.
+    """Time, runs of the transformer and mean difference of frames of each approximation, against the exact run.
 
-    ``cpu_ratio`` is of the process's own time on the processors, which other processes hardly change.
+    ``cpu_ratio`` compares the process's own CPU time, which other processes hardly change.
     """
     networks, rows = pipeline._networks, []
     for name, sides in APPROXIMATE.items():
@@ -296,7 +294,7 @@ def _quiet(event: object) -> None:
 
 
 def memory(bundle: Path, minutes: Collection[int]) -> list[dict[str, Any]]:
-    """A process for each length: its largest resident memory, threads and open files, and what it leaves on disk."""
+    """For each length, run in a process of its own: peak memory, threads, open files, and bytes on the disk."""
     rows = []
     for length in minutes:
         with tempfile.TemporaryDirectory() as folder:
@@ -331,7 +329,7 @@ def _sample(pid: int, folder: Path, output: str) -> dict[str, int] | None:
             "rss": int(fields["VmHWM"].split()[0]) * 1024, "threads": int(fields["Threads"]),
             "files": len(os.listdir(f"/proc/{pid}/fd")), "beside": beside,
         }
-    except (OSError, KeyError):   # it has just ended
+    except (OSError, KeyError):   # the process has just ended
         return None
 
 
@@ -347,19 +345,16 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=demo_bundle_path(), help="default: the demo model")
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=15, help="length of the videos that are compared")
-    parser.add_argument("--threads", type=int, help="CPU threads, where they are not what is compared")
-    parser.add_argument("--minutes", type=int, nargs=2, default=(1, 10), help="lengths whose memory is compared")
+    parser.add_argument("--seconds", type=float, default=15, help="length of the compared videos (default: 15)")
+    parser.add_argument("--threads", type=int, help="CPU threads, except in the section overlap")
+    parser.add_argument("--minutes", type=int, nargs=2, default=(1, 10), help="compared lengths (default: 1 10)")
     parser.add_argument("--out", type=Path, default=RESULTS / "streaming.json")
     args = parser.parse_args()
-    wanted, console = args.only.split(","), Console(width=140)
+    console = Console(width=140)
     bundle = Bundle.open(args.bundle)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     result: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "device": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(), "command": " ".join(["python", "benchmarks/streaming.py", *sys.argv[1:]]),
-        "versions": {name: version(name) for name in ("onnxruntime", "numpy", "av")}, "bundle": bundle.hash,
+        **machine("onnxruntime", "numpy", "av"), "bundle": bundle.hash,
+        "command": " ".join(["python", "benchmarks/streaming.py", *sys.argv[1:]]),
     }
     sections: dict[str, Callable[[Pipeline], Any]] = {
         "first": lambda pipeline: [first_frames(pipeline, args.rounds)],
@@ -369,7 +364,7 @@ def main() -> None:
         "memory": lambda pipeline: memory(args.bundle, args.minutes),
     }
     with Pipeline.open(bundle, threads=args.threads) as pipeline:
-        for name in wanted:
+        for name in args.only.split(","):
             result[name] = sections[name](pipeline)
             show(console, name, result[name])
     args.out.parent.mkdir(parents=True, exist_ok=True)

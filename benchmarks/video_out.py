@@ -1,26 +1,23 @@
-"""How fast frames leave: encoders by effort and size, and what the way from RGB to planes takes of it.
+"""Measures how fast frames are encoded, by size and effort, and which share the conversion from RGB takes.
 
     python benchmarks/video_out.py [--seconds 4]
 
-All on one thread, as the command encodes. A graph that gave planes (I420) in place of RGB would save the last column at
-most. The picture is textured, moves and has grain: harder to encode than the demo's.
+Everything runs on one thread, as in the command. A graph that returned planes (I420) would save the last column at
+most. The picture has texture, motion and grain, so it is harder to encode than the demo model's.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -35,7 +32,7 @@ FPS, SEGMENT = 24, 51
 
 
 def picture(num_frames: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Frames (frame, height, width, 3): waves that travel, with grain."""
+    """Frames (frame, height, width, 3) of moving waves with grain."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]
     frames = np.empty((num_frames, height, width, 3), np.uint8)
@@ -48,7 +45,7 @@ def picture(num_frames: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def encoded(frames: NDArray[np.uint8], ending: str, effort: str) -> tuple[float, int]:
-    """Seconds to write all ``frames`` to a file, a segment at a time, and its bytes."""
+    """Seconds to write ``frames`` to a file, a segment at a time, and the file's size in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"out{ending}"
         begun = time.perf_counter()
@@ -61,7 +58,7 @@ def encoded(frames: NDArray[np.uint8], ending: str, effort: str) -> tuple[float,
 
 
 def converted(frames: NDArray[np.uint8]) -> float:
-    """Seconds to turn all ``frames`` into planes, as the writer does."""
+    """Seconds to convert ``frames`` to planes, as the writer does."""
     begun = time.perf_counter()
     for i, frame in enumerate(even(frames)):
         yuv(frame, i)
@@ -69,6 +66,7 @@ def converted(frames: NDArray[np.uint8]) -> float:
 
 
 def measured(seconds: float) -> list[dict[str, Any]]:
+    """One row for each size, kind of file and effort."""
     rows = []
     for height, width in track(SIZES, description="sizes"):
         frames = picture(round(seconds * FPS), height, width)
@@ -87,17 +85,12 @@ def measured(seconds: float) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=4, help="length of the videos")
+    parser.add_argument("--seconds", type=float, default=4, help="length of the videos (default: 4)")
     parser.add_argument("--out", type=Path, default=RESULTS / "video_out.json")
     args = parser.parse_args()
     rows = measured(args.seconds)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    result = {
-        "date": datetime.date.today().isoformat(), "device": f"{cpu}, {len(os.sched_getaffinity(0))} cores",
-        "python": platform.python_version(), "command": " ".join(["python", "benchmarks/video_out.py", *sys.argv[1:]]),
-        "versions": {name: version(name) for name in ("numpy", "av")}, "rows": rows,
-    }
+    command = " ".join(["python", "benchmarks/video_out.py", *sys.argv[1:]])
+    result = {**machine("numpy", "av"), "command": command, "rows": rows}
     table = Table(*(name.replace("_", " ") for name in rows[0]))
     for row in rows:
         table.add_row(*map(str, row.values()))

@@ -86,14 +86,14 @@ class Stream:
         count = other.done + len(other.work)
         self.work.append(lambda: other.wait(until=count))
 
-    def capture(self, enqueue: Callable[[int], bool]) -> Graph:
+    def capture(self, enqueue: Callable[[int], bool]) -> Callable[[], None]:
         aside = Stream(self.gpu)
         enqueued = not self.gpu.refuses_graphs and enqueue(aside.handle)
         del self.gpu.streams[aside.handle]   # with what its work refers to
         if not enqueued:
             raise BackendError("a run cannot be captured: operation not permitted when stream is capturing")
         self.gpu.captured += 1
-        return Graph(self, list(aside.work), self.gpu.ran.pop())
+        return Graph(self, list(aside.work), self.gpu.ran.pop()).launch
 
     def wait(self, until: int | None = None) -> None:
         with self.gpu.working:

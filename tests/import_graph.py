@@ -17,9 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
     "arlon_rt": ROOT / "runtime", "arlon_export": ROOT / "export", "arlon_engines": ROOT / "engines",
-    "arlon_calibration": ROOT / "calibration", "demo": ROOT / "export", "gpu": ROOT / "benchmarks",
+    "arlon_calibration": ROOT / "calibration", "demo": ROOT / "export", ".": ROOT / "benchmarks",
 }
-"""Every package and the folder it lies in."""
+"""Every package and the folder it lies in; of benchmarks/ also the scripts."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,11 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert found is None, " -> ".join(found or [])
 
 
+def test_the_graph_holds_every_package_and_the_scripts() -> None:
+    tops = {module.partition(".")[0] for module in project().files}
+    assert {"arlon_rt", "arlon_export", "arlon_engines", "demo", "gpu", "streaming"} <= tops
+
+
 def planted(folder: Path, files: dict[str, str]) -> Tree:
     """A tree of the package ``house``, whose rooms ``hall`` and ``attic`` hold these files."""
     for room in ("", "hall/", "attic/"):

@@ -50,7 +50,17 @@ def test_the_example_of_the_documentation_uses_real_names() -> None:
             assert set(names.replace(" ", "").split(",")) <= set(arlon_rt.__all__)
 
 
-@pytest.mark.parametrize("package", ["arlon_rt", "arlon_rt.backends"])
+LAZY = [
+    package for package, path in project().files.items()
+    if path.name == "__init__.py" and any(found.type_checking for found in project().imports[package])
+]
+
+
+def test_the_packages_that_must_stay_cheap_load_names_lazily() -> None:
+    assert {"arlon_rt", "arlon_rt.backends", "arlon_rt.backends.trt"} <= set(LAZY)
+
+
+@pytest.mark.parametrize("package", LAZY)
 def test_a_name_that_loads_lazily_is_the_one_that_mypy_sees(package: str) -> None:
     loaded = import_module(package)
     declared = {

@@ -1,4 +1,4 @@
-"""A pipeline whose graphs remember what they were fed."""
+"""A pipeline that records the inputs of its graphs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from arlon_rt.graphs import graph_specs
 from arlon_rt.networks import Networks
 
 Calls = dict[str, list[dict[str, Any]]]
-"""What each graph was fed, run by run."""
+"""Graph -> the inputs of each of its runs."""
 
 
 class Watched:
-    """A session that remembers what it was fed."""
+    """A session that records the inputs of each run."""
 
     def __init__(self, session: Any, calls: list[dict[str, Any]]) -> None:
         self._session, self._calls = session, calls
@@ -37,7 +37,7 @@ class Watched:
 
 
 def watched(folder: Path) -> tuple[Pipeline, Calls]:
-    """A pipeline, and what each of its graphs is fed."""
+    """A pipeline of the bundle in ``folder``, and the inputs of its graphs, recorded while it runs."""
     bundle = Bundle.open(folder)
     calls: Calls = {name: [] for name in graph_specs(bundle.model)}
     sessions = {name: Watched(open_session(bundle, name, threads=1), calls[name]) for name in calls}

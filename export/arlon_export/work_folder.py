@@ -36,7 +36,7 @@ class WorkFolder:
         """Create and lock the folder. When the block fails, only finished networks stay; without any, the folder goes.
 
         Raises:
-            OutputError: another export is at work there.
+            OutputError: another export uses the folder.
         """
         self.path.mkdir(exist_ok=True)
         with locked(self.path / "lock", self._refuse):

@@ -97,7 +97,8 @@ class HandOvers:
         return self.networks.vq_decoder.decode(tokens[None], self.segment, video.height // unit, video.width // unit)
 
     def _decoded(self, latents: NDArray[np.float32]) -> Pixels:
-        return np.concatenate(list(self.networks.vae_decoder.decode(latents, NUM_FRAMES)))
+        decoder = self.networks.vae_decoder
+        return np.concatenate([decoder.decode_chunk(latents, i, NUM_FRAMES) for i in range(decoder.chunks(latents))])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -100,11 +100,9 @@ class Conditions:
                 latents[:, :, put] = self.references[placement.reference].latents[:, :, taken]
                 mask[put] = placement.edit_ratio
 
-    def codes(
-        self, segments: Sequence[Segment], chunk_latents: int, stride: int, encode: Encode
-    ) -> dict[int, NDArray[np.int64]]:
-        """The codes (row, column) of each code-frame that shows a reference, by its number in the video."""
-        known: dict[int, NDArray[np.int64]] = {}
+    def codes(self, segments: Sequence[Segment], chunk_latents: int, stride: int, encode: Encode) -> dict[int, int]:
+        """The code of each token that shows a reference, by its index in the video."""
+        known: dict[int, int] = {}
         for number, segment in enumerate(segments):
             for placement, taken, put in self._of(number, len(segment.latents), chunk_latents):
                 if placement.edit_ratio == 1:
@@ -114,15 +112,11 @@ class Conditions:
                 places = np.arange(covered.start * stride, covered.stop * stride) - first
                 inside = taken.start + np.clip(places, 0, taken.stop - taken.start - 1)
                 tokens = encode(np.ascontiguousarray(self.references[placement.reference].drafted[:, :, inside]))
-                known |= dict(zip(covered, tokens[0], strict=True))
+                known |= enumerate(tokens.flatten().tolist(), covered.start * tokens[0, 0].size)
         return known
 
     def check(self, segments: Sequence[Segment], size: tuple[int, int, int]) -> None:
-        """Hold the references to the ``size`` (channel, height, width) of latents, and the placements to the segments.
-
-        Raises:
-            OptionsError: a reference has another size, or a placement names what does not exist.
-        """
+        """Raise `OptionsError` unless latents have this ``size`` (channel, height, width) and every place exists."""
         for i, reference in enumerate(self.references):
             for latents in (reference.latents, reference.drafted):
                 found = latents.shape[0], latents.shape[1], *latents.shape[3:]
@@ -195,10 +189,6 @@ class FrameEncoder:
         still = encode(np.repeat(frames, self._model.vae.chunk_frames, axis=0))
         return Reference(latents=encode(frames) if for_image else still[:, :, :1], drafted=still)
 
-    def latents(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Latents (1, channel, frame, height, width) of a clip."""
-        return self._networks.vae_encoder.encode_clip(frames)
-
     def tokens(self, latents: NDArray[np.float32]) -> NDArray[np.int64]:
         """Tokens (1, code_frame, row, column) of latents (1, channel, frame, height, width).
 
@@ -220,11 +210,7 @@ class FrameEncoder:
 
 
 def checked_frames(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames from outside, unchanged.
-
-    Raises:
-        OptionsError: they are not uint8 (frame, height, width, 3), or there are none.
-    """
+    """Frames from outside, unchanged; raises `OptionsError` unless they are uint8 (frame, height, width, 3)."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise OptionsError(f"frames are {frames.dtype} {frames.shape}; uint8 (frame, height, width, 3) is expected")
     return frames

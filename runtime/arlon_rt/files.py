@@ -35,9 +35,12 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[BinaryIO]:
     It is written under the name ``temporary``, by default a random one beside ``path``. After an error ``path`` is as
     it was, and the new file is gone.
     """
+    def create(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o644)   # others may read it, unless the umask says no; its owner alone may write
+
     temporary = temporary or path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
-        with open(temporary, "wb", opener=_create) as file:
+        with open(temporary, "wb", opener=create) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -58,11 +61,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` as `replacing` does."""
     with replacing(path) as file:
         file.write(content)
-
-
-def _create(path: str, flags: int) -> int:
-    """Others may read a new file, unless the umask says no; none but its owner may write it."""
-    return os.open(path, flags, 0o644)
 
 
 @contextlib.contextmanager

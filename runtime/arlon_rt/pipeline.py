@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -22,7 +21,7 @@ from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.conditioning import FrameEncoder, checked_frames
 from arlon_rt.errors import ArlonError, OptionsError
 from arlon_rt.events import OnEvent
-from arlon_rt.generation import Generation, Machine, Snapshot, Work
+from arlon_rt.generation import Generation, Machine, Snapshot, Work, all_tokens
 from arlon_rt.memory import Budget, Demand
 from arlon_rt.networks import Networks, TokenGrid
 from arlon_rt.options import GenerateOptions
@@ -188,7 +187,7 @@ class Pipeline:
             raise OptionsError("this request injects no tokens: the bundle has no token model, or inject is False")
         work = Work(self._networks, self.bundle.model, request, lambda event: None)
         with self._one_at_a_time():
-            return work.tokens()
+            return all_tokens(work.job)
 
     def tokens_of(self, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
         """The tokens (code_frame, row, column) of a clip (frame, height, width, 3), to be painted under another prompt.
@@ -199,8 +198,8 @@ class Pipeline:
             OptionsError: the bundle has no tokens, or the frames are no clip.
         """
         with self._one_at_a_time():
-            tokens: NDArray[np.int64] = self._encoder.tokens(self._encoder.latents(checked_frames(frames)))[0]
-            return tokens
+            latents = self._networks.vae_encoder.encode_clip(checked_frames(frames))
+            return self._encoder.tokens(latents).squeeze(axis=0)
 
     @property
     def precision(self) -> str:
@@ -214,9 +213,7 @@ class Pipeline:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _generation(

@@ -170,13 +170,12 @@ class Recording:
 
         if self.snapshot_path is None or not self.resumable:
             return False
+        asked = self.bundle.hash, self.resolved, self.timeline, self.sources.hashes
         try:
             before = Snapshot.load(self.snapshot_path)
-            same_options = before.options.resolved(self.bundle) == self.resolved
+            return (before.bundle, before.options.resolved(self.bundle), before.prompts, before.sources) == asked
         except OptionsError:   # damaged, or of another version: nothing to resume
             return False
-        same_request = same_options and before.prompts == self.timeline and before.sources == self.sources.hashes
-        return before.bundle == self.bundle.hash and same_request
 
     def prepare(self) -> None:
         """Check that the files can be written, and remove the snapshot of an earlier video that had this name.
@@ -218,9 +217,7 @@ class Recording:
             if on_event:
                 on_event(event)
 
-        settings: dict[str, Any] = {
-            "on_event": report, "preview": self.preview is not None, "overlap": self.overlap,
-        }
+        settings: dict[str, Any] = {"on_event": report, "preview": self.preview is not None, "overlap": self.overlap}
         if self.resumed_from:
             generation = pipeline.resume(self.resumed_from, **settings)
         else:
@@ -250,10 +247,11 @@ class Recording:
                 target = self.preview if chunk.draft else self.output
                 if chunk.draft not in sinks and target:
                     height, width = chunk.frames.shape[1:3]
-                    sinks[chunk.draft] = stack.enter_context(open_sink(
+                    sinks[chunk.draft] = sink = open_sink(
                         target, fps=self.resolved.fps, height=height, width=width, metadata=self.metadata(),
                         quality=self.quality, resumed=self._first_frame,
-                    ))
+                    )
+                    stack.enter_context(sink)
                 sinks[chunk.draft].write(chunk.frames)
                 if chunk.draft:
                     continue

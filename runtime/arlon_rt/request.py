@@ -159,20 +159,18 @@ class Requests:
         """(index in the video, code) for each token of a placed reference."""
         model = self._bundle.model
         assert model.vq
-        grids = conditions.codes(segments, model.vae.chunk_latents, model.vq.stride[0], self._encoder.tokens)
-        return tuple(
-            pair for frame, grid in grids.items() for pair in enumerate(grid.flatten().tolist(), frame * grid.size)
-        )
+        codes = conditions.codes(segments, model.vae.chunk_latents, model.vq.stride[0], self._encoder.tokens)
+        return tuple(codes.items())
 
     def _after(self, request: Request, lead: NDArray[np.uint8]) -> Boundary:
         """The boundary at which a video begins that continues these frames."""
         tokens, before = None, lead[-self._bundle.model.vae.chunk_frames :]
         if isinstance(request.tokens, Sampling):
             assert self._bundle.model.vq
-            written = self._encoder.tokens(latents := self._encoder.latents(lead))
+            written = self._encoder.tokens(latents := self._networks.vae_encoder.encode_clip(lead))
             known = latents.shape[2] // self._bundle.model.vq.stride[0]   # not the code that also covers new latents
             tokens = TokenState.of(written[:, :known])
-        kept = self._encoder.latents(before) if request.options.reuse_latents else before
+        kept = self._networks.vae_encoder.encode(before) if request.options.reuse_latents else before
         return Boundary(segment=1, before=kept, tokens=tokens)
 
     def _check_start(self, request: Request, start: Boundary) -> None:

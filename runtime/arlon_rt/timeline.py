@@ -123,19 +123,15 @@ class Script:
 
     def __init__(self, timeline: Timeline, segments: Sequence[Segment], fps: float, claimed: int = 0) -> None:
         """``timeline`` is in seconds; the first ``claimed`` of the video's segments are finished."""
-        self._timeline, self._segments, self._fps = timeline, segments, fps
+        self.timeline, self._segments, self._fps = timeline, segments, fps
         self._claimed = claimed
         self._lock = threading.Lock()
-
-    @property
-    def timeline(self) -> Timeline:
-        return self._timeline
 
     def claim(self, segment: Segment) -> str:
         """The segment's prompt, which is fixed from now on."""
         with self._lock:
             self._claimed = segment.index + 1
-            return self._timeline.at(segment.middle(self._fps))
+            return self.timeline.at(segment.middle(self._fps))
 
     def set_prompt(self, prompt: str, at: float | None, check: Callable[[str], object]) -> float:
         """Let ``prompt`` hold from ``at`` seconds on, until a later entry; ``None`` is from the next open segment on.
@@ -158,7 +154,7 @@ class Script:
                     f"at {', '.join(f'{s.frames.start / self._fps:.2f}' for s in still_open[:8])} seconds"
                 )
             before = self._segments[shown.index - 1].middle(self._fps) if shown.index else -1.0
-            others = [e for e in self._timeline.entries if e[0] <= before or e[0] > shown.middle(self._fps)]
+            others = [e for e in self.timeline.entries if e[0] <= before or e[0] > shown.middle(self._fps)]
             start = start if others and others[0][0] == 0 else 0.0
-            self._timeline = Timeline(tuple(sorted([*others, (float(start), prompt)])))
+            self.timeline = Timeline(tuple(sorted([*others, (float(start), prompt)])))
         return float(start)

@@ -81,9 +81,10 @@ def test_codes_cover_what_is_placed_and_are_made_of_it_alone(stride: int) -> Non
 
     segments = plan(119, TINY)
     known = conditions.codes(segments, CHUNK, stride, encode)
-    assert sorted(known) == list(range(25 // stride, -(-28 // stride))), "latents 15 + 10 and on; all anew is no code"
-    for frame, codes in known.items():
-        assert (codes == np.clip(105 + frame * stride - 25, 105, 107)).all()
+    covered = range(25 // stride, -(-28 // stride))
+    assert sorted(known) == list(range(4 * covered.start, 4 * covered.stop)), "latents 15 + 10 on; all anew is no code"
+    for index, code in known.items():
+        assert code == np.clip(105 + index // 4 * stride - 25, 105, 107)
 
 
 def test_references_are_kept_and_the_rest_is_made(folder: Path) -> None:

@@ -50,7 +50,7 @@ def chosen_checkpoint(args: argparse.Namespace) -> Checkpoint:
     if args.checkpoint is not None:
         if published or args.exact:
             names = ", ".join([f"--{n}" for n in published] + ["--exact"] * args.exact)
-            raise OptionsError(f"checkpoint is {args.checkpoint} and {names} is given, too; give one or the other")
+            raise OptionsError(f"checkpoint is {args.checkpoint}, and {names} names weights too; leave out one of them")
         return read_checkpoint(args.checkpoint)
     if missing := [f"--{n}" for n, (required, _) in PUBLISHED.items() if required and n not in published]:
         raise OptionsError(f"{', '.join(missing)} missing; give them, or a checkpoint folder")

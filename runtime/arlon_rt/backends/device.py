@@ -37,11 +37,3 @@ def device_parts(device: str) -> tuple[str, int]:
     if device == "cpu" or (kind == "cuda" and (not colon or (number.isascii() and number.isdigit()))):
         return kind, int(number or 0)
     raise BackendError(f"device is {device!r}; it must be 'cpu', 'cuda' or 'cuda:N'")
-
-
-def device_number(device: str) -> int:
-    """The number of the GPU that a device for TensorRT names."""
-    kind, number = device_parts(device)
-    if kind != "cuda":
-        raise BackendError(f"device is {device!r}; TensorRT needs 'cuda' or 'cuda:N'")
-    return number

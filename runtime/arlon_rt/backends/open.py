@@ -60,8 +60,7 @@ def open_sessions(
         if threads is not None:
             raise BackendError(f"threads is {threads}, but backend {backend} runs on a GPU; leave threads out")
         opening = open_engines(
-            bundle, names, flavour=flavour, device=device, precision=precision, trust=trust_engines,
-            budget=budget,
+            bundle, names, flavour=flavour, device=device, precision=precision, trust=trust_engines, budget=budget
         )
     else:
         raise BackendError(f"backend is {backend!r}; this version has {', '.join(map(repr, BACKENDS))}")
@@ -79,6 +78,4 @@ def open_session(
     threads: int | None = None,
 ) -> Session:
     """The opened session of one graph; see `open_sessions`."""
-    return open_sessions(
-        bundle, [graph], backend=backend, device=device, precision=precision, threads=threads
-    )[graph]
+    return open_sessions(bundle, [graph], backend=backend, device=device, precision=precision, threads=threads)[graph]

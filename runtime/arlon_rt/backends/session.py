@@ -99,56 +99,6 @@ class Looping(Protocol):
         """
 
 
-class FeedCheck:
-    """The check of a feed against the contract of its graph."""
-
-    def __init__(self, spec: GraphSpec, precision: str) -> None:
-        self._spec = spec
-        self._dtypes = {name: numpy_dtype(dtype) for name, dtype, _ in signature(spec.inputs, precision)}
-        self._axes = {axis.name: axis for axis in spec.axes}
-
-    def __call__(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> None:
-        """Raise `BackendError` unless ``feed`` has exactly the inputs, with fitting dtypes, ranks and sizes, and
-        ``hold`` names outputs."""
-        spec = self._spec
-        if unknown := set(hold) - {t.name for t in spec.outputs}:
-            raise BackendError(f"{spec.name}: cannot hold {', '.join(sorted(unknown))}; there is no such output")
-        if feed.keys() != {t.name for t in spec.inputs}:
-            raise BackendError(f"{spec.name}: {_name_differences(spec, feed)}")
-        sizes: dict[str, int] = {}
-        for tensor in spec.inputs:
-            self.check_input(tensor, feed[tensor.name], sizes)
-
-    def check_input(self, tensor: TensorSpec, value: Array | Handle, sizes: dict[str, int]) -> None:
-        """Raise `BackendError` unless ``value`` fits one input.
-
-        ``sizes`` holds the named axes of the inputs before it; this input's are added.
-        """
-        where, dtype = f"{self._spec.name}: {tensor.name}", self._dtypes[tensor.name]
-        if not hasattr(value, "dtype"):
-            raise BackendError(f"{where} is a {type(value).__name__}; an array or a handle is expected")
-        if value.dtype != dtype and not _converts(tensor, value):
-            raise BackendError(f"{where} is {value.dtype}; {dtype} is expected")
-        if problem := self._shape_problem(tensor, value.shape, sizes):
-            raise BackendError(f"{where} has shape {value.shape}; {problem}")
-
-    def _shape_problem(self, tensor: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> str | None:
-        """What is wrong with a shape; the sizes of its named axes are added to ``sizes``."""
-        if len(shape) != len(tensor.axes):
-            return f"its axes are {shape_text(tensor.axes)}"
-        for place, (size, axis) in enumerate(zip(shape, tensor.axes, strict=True)):
-            if isinstance(axis, int):
-                if size != axis:
-                    return f"axis {place} must be {axis}"
-                continue
-            allowed = self._axes[axis]
-            if not allowed.min <= size <= allowed.max:
-                return f"axis {place} ({axis}) must be {allowed.min}..{allowed.max}"
-            if sizes.setdefault(axis, size) != size:
-                return f"axis {place} ({axis}) is {sizes[axis]} in the inputs before it"
-        return None
-
-
 class Front(Generic[H]):
     """What the sessions of every backend check and say alike; each session has one and asks it first."""
 
@@ -160,7 +110,8 @@ class Front(Generic[H]):
         self.dtypes = {name: numpy_dtype(dtype) for name, dtype, _ in tensors}
         self.aliased = {t.alias for t in spec.outputs if t.alias}
         """Inputs that a run overwrites."""
-        self._check = FeedCheck(spec, precision)
+        self._inputs = {tensor.name: tensor for tensor in spec.inputs}
+        self._axes = {axis.name: axis for axis in spec.axes}
 
     def opened(self, graph: G | None) -> G:
         """The backend's ``graph``, which a session drops when it is closed.
@@ -179,19 +130,28 @@ class Front(Generic[H]):
             BackendError: the feed does not fit the contract, a handle is of another backend or device, or a run would
                 write into one handle twice.
         """
-        self._check(feed, hold)
+        graph = self.spec.name
+        if unknown := set(hold) - {t.name for t in self.spec.outputs}:
+            raise BackendError(f"{graph}: cannot hold {', '.join(sorted(unknown))}; there is no such output")
+        if feed.keys() != self._inputs.keys():
+            missing, extra = [n for n in self._inputs if n not in feed], [n for n in feed if n not in self._inputs]
+            problem = f"not fed: {', '.join(missing)}" if missing else f"fed, but no input: {', '.join(extra)}"
+            raise BackendError(f"{graph}: {problem}; the inputs are {', '.join(self._inputs)}")
+        sizes: dict[str, int] = {}
+        for name, tensor in self._inputs.items():
+            self._check(tensor, feed[name], sizes)
         found: dict[str, H] = {}
         overwritten: set[int] = set()
         for name, value in feed.items():
             if isinstance(value, np.ndarray):
                 continue
             if not isinstance(value, self._handle):
-                raise BackendError(f"{self.spec.name}: {name} is a {type(value).__name__} of another backend")
+                raise BackendError(f"{graph}: {name} is a {type(value).__name__} of another backend")
             if value.device != self.device and device_parts(value.device) != device_parts(self.device):
-                raise BackendError(f"{self.spec.name}: {name} is on {value.device}, the session on {self.device}")
+                raise BackendError(f"{graph}: {name} is on {value.device}, the session on {self.device}")
             if name in self.aliased:
                 if id(value) in overwritten:
-                    raise BackendError(f"{self.spec.name}: the handle fed as {name} is fed as another too")
+                    raise BackendError(f"{graph}: the handle fed as {name} is fed as another too")
                 overwritten.add(id(value))
             found[name] = value
         return found
@@ -215,11 +175,38 @@ class Front(Generic[H]):
         Raises:
             BackendError: there is no such input, or the array does not fit it.
         """
-        tensor = next((t for t in self.spec.inputs if t.name == name), None)
-        if tensor is None:
+        if name not in self._inputs:
             raise BackendError(f"{self.spec.name}: cannot upload {name}; there is no such input")
-        self._check.check_input(tensor, array, {})
+        self._check(self._inputs[name], array, {})
         return self.converted(name, array)
+
+    def _check(self, tensor: TensorSpec, value: Array | Handle, sizes: dict[str, int]) -> None:
+        """Raise `BackendError` unless ``value`` fits an input; ``sizes`` has the named axes of those before it."""
+        where, dtype = f"{self.spec.name}: {tensor.name}", self.dtypes[tensor.name]
+        if not hasattr(value, "dtype"):
+            raise BackendError(f"{where} is a {type(value).__name__}; an array or a handle is expected")
+        if value.dtype != dtype and not (
+            tensor.dtype == "float" and isinstance(value, np.ndarray) and value.dtype == np.float32
+        ):
+            raise BackendError(f"{where} is {value.dtype}; {dtype} is expected")
+        if problem := self._shape_problem(tensor, value.shape, sizes):
+            raise BackendError(f"{where} has shape {value.shape}; {problem}")
+
+    def _shape_problem(self, tensor: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]) -> str | None:
+        """What is wrong with a shape; the sizes of its named axes are added to ``sizes``."""
+        if len(shape) != len(tensor.axes):
+            return f"its axes are {shape_text(tensor.axes)}"
+        for place, (size, axis) in enumerate(zip(shape, tensor.axes, strict=True)):
+            if isinstance(axis, int):
+                if size != axis:
+                    return f"axis {place} must be {axis}"
+                continue
+            allowed = self._axes[axis]
+            if not allowed.min <= size <= allowed.max:
+                return f"axis {place} ({axis}) must be {allowed.min}..{allowed.max}"
+            if sizes.setdefault(axis, size) != size:
+                return f"axis {place} ({axis}) is {sizes[axis]} in the inputs before it"
+        return None
 
 
 def closed(spec: GraphSpec) -> BackendError:
@@ -241,14 +228,3 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         raise MissingExtraError(f"bf16 needs ml_dtypes ({error}); run: pip install ml_dtypes") from error
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
-
-
-def _converts(tensor: TensorSpec, value: Array | Handle) -> bool:
-    return tensor.dtype == "float" and isinstance(value, np.ndarray) and value.dtype == np.float32
-
-
-def _name_differences(spec: GraphSpec, feed: Mapping[str, Array | Handle]) -> str:
-    inputs = [t.name for t in spec.inputs]
-    missing, extra = [n for n in inputs if n not in feed], [n for n in feed if n not in inputs]
-    problem = f"not fed: {', '.join(missing)}" if missing else f"fed, but no input: {', '.join(extra)}"
-    return f"{problem}; the inputs are {', '.join(inputs)}"

@@ -33,8 +33,13 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_prompts(args: argparse.Namespace) -> Timeline:
-    """The timeline in the arguments of `add_prompts`."""
+def read_request(args: argparse.Namespace) -> tuple[Timeline, Bundle, GenerateOptions]:
+    """The prompts in the arguments of `add_prompts`, the bundle, and the options in those of `add_options`."""
+    timeline, bundle = _prompts(args), open_bundle(args)
+    return timeline, bundle, read_options(args, bundle)
+
+
+def _prompts(args: argparse.Namespace) -> Timeline:
     prompts = [value for value in (args.text, args.prompt, args.prompts) if value is not None]
     if not prompts:
         raise OptionsError('there is no prompt; say what to show, e.g. arlon-rt generate "a red circle moves right"')
@@ -85,13 +90,12 @@ def read_options(args: argparse.Namespace, bundle: Bundle) -> GenerateOptions:
     asked = {name: getattr(args, name) for name in (*OPTIONS, *GenerateOptions.REMOVED)}
     asked["height"], asked["width"] = _size(args)
     options = GenerateOptions(**asked)
-    resolved = options.resolved(bundle)
-    if args.seconds is None:
-        return options
-    if not (math.isfinite(args.seconds) and args.seconds > 0):
-        raise OptionsError(f"seconds is {args.seconds:g}; it must be a number above 0")
-    options = dataclasses.replace(options, num_frames=max(1, round(args.seconds * resolved.fps)))
-    options.resolved(bundle)
+    fps = options.resolved(bundle).fps
+    if args.seconds is not None:
+        if not (math.isfinite(args.seconds) and args.seconds > 0):
+            raise OptionsError(f"seconds is {args.seconds:g}; it must be a number above 0")
+        options = dataclasses.replace(options, num_frames=max(1, round(args.seconds * fps)))
+        options.resolved(bundle)
     return options
 
 
@@ -146,8 +150,3 @@ def open_bundle(args: argparse.Namespace) -> Bundle:
 def add_bundle(parser: argparse.ArgumentParser) -> None:
     """BUNDLE, the demo model by default."""
     parser.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE", help="its folder (default: the demo model)")
-
-
-def has_footage(args: argparse.Namespace) -> bool:
-    """Whether the arguments of `add_footage` name a file."""
-    return any(getattr(args, name) for name in ("extend", "image", "repaint", "reference"))

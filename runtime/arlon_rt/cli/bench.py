@@ -8,15 +8,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from arlon_rt.cli.arguments import (
-    add_backend,
-    add_options,
-    add_prompts,
-    machine,
-    open_bundle,
-    read_options,
-    read_prompts,
-)
+from arlon_rt.cli.arguments import add_backend, add_options, add_prompts, machine, read_request
 from arlon_rt.cli.display import WORDS, Clock, print_json
 from arlon_rt.errors import OptionsError
 
@@ -51,8 +43,7 @@ class Bench:
             raise OptionsError(f"runs is {args.runs}; it must be 1 or more")
         if args.text is None and args.prompt is None and args.prompts is None:
             args.text = PROMPT
-        timeline, bundle = read_prompts(args), open_bundle(args)
-        options = read_options(args, bundle)
+        timeline, bundle, options = read_request(args)
         began = time.perf_counter()
         where = machine(args)
         with Pipeline.open(bundle, **where, sized_for=options) as pipeline:

@@ -9,8 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from arlon_rt.events import Event, Finished, FootageRead, FramesWritten, Progress, PromptCut, Started
 
@@ -19,18 +18,6 @@ WORDS = {
     "dit": "denoising", "vae": "decoding frames", "file": "writing frames",
 }
 """What the screen calls each kind of work: a network's, the decoding of drafts (``"draft"``), writing (``"file"``)."""
-
-
-class Display(Protocol):
-    """Shows events; entered before the first and left after the last."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def show(self, event: Event) -> None: ...
 
 
 def work_of(event: Progress | FramesWritten) -> str:
@@ -56,29 +43,27 @@ class Clock:
             self.seconds[work] = self.seconds.get(work, 0.0) + elapsed
 
 
-class Quiet:
-    """Shows nothing."""
+class Display:
+    """Shows nothing; the others show events. Entered before the first event and left after the last."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
     def show(self, event: Event) -> None:
         pass
 
 
-class JsonLines(Quiet):
+class JsonLines(Display):
     """Prints each event to stdout as one JSON object, for programs."""
 
     def show(self, event: Event) -> None:
         print_json(type(event).__name__, dataclasses.asdict(event))
 
 
-class Lines(Quiet):
+class Lines(Display):
     """Prints lines to stderr, for logs: one at the end of each segment, and one now and then during a long one."""
 
     def __init__(self, seconds_between: float = 10.0) -> None:
@@ -92,11 +77,10 @@ class Lines(Quiet):
         self._clock.note(event)
         if isinstance(event, Started):
             self._segments, self._overlap, self._begun = event.segments, event.overlap, time.perf_counter()
-            self._print(describe_start(event))
-        elif isinstance(event, PromptCut):
-            self._print(describe_cut(event))
-        elif isinstance(event, FootageRead):
-            self._print(describe_footage(event))
+            length = f"{event.num_frames / event.fps:.1f} s at {event.fps:g} fps"
+            self._print(f"{event.num_frames} frames of {event.width}×{event.height}, {length}")
+        elif isinstance(event, PromptCut | FootageRead):
+            self._print(describe_input(event))
         elif isinstance(event, Progress):
             place = f"segment {event.segment + 1}/{self._segments}: "
             if work_of(event) == "vae" and event.done == event.total:
@@ -114,7 +98,7 @@ class Lines(Quiet):
         print(line, file=sys.stderr, flush=True)
 
 
-class Terminal:
+class Terminal(Display):
     """Two bars on stderr: the work under way and the frames that are written."""
 
     def __init__(self) -> None:
@@ -132,19 +116,15 @@ class Terminal:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
     def show(self, event: Event) -> None:
         if isinstance(event, Started):
             self._segments = event.segments
             self._bars.update(self._frames, total=event.num_frames)
-        elif isinstance(event, PromptCut):
-            self._bars.console.print(describe_cut(event), markup=False, highlight=False, soft_wrap=True)
-        elif isinstance(event, FootageRead):
-            self._bars.console.print(describe_footage(event), markup=False, highlight=False, soft_wrap=True)
+        elif isinstance(event, PromptCut | FootageRead):
+            self._bars.console.print(describe_input(event), markup=False, highlight=False, soft_wrap=True)
         elif isinstance(event, FramesWritten):
             self._bars.update(self._frames, completed=event.done)
         elif isinstance(event, Progress):
@@ -160,23 +140,14 @@ def describe_seconds(seconds: Mapping[Any, float]) -> str:
     return ", ".join(f"{words} {seconds[work]:.1f} s" for work, words in WORDS.items() if work in seconds)
 
 
-def describe_start(event: Started) -> str:
-    """One line on the video to come."""
-    seconds = event.num_frames / event.fps
-    return f"{event.num_frames} frames of {event.width}×{event.height}, {seconds:.1f} s at {event.fps:g} fps"
-
-
-def describe_cut(event: PromptCut) -> str:
-    """One line on the part of a prompt that the model does not read."""
+def describe_input(event: PromptCut | FootageRead) -> str:
+    """One line on the part of a prompt that the model does not read, or on a file that was read and how it changed."""
+    if isinstance(event, FootageRead):
+        count = "an image" if event.num_frames == 1 else f"{event.num_frames} frames"
+        return f"{event.use} {event.file}: {count}; {'; '.join(event.changes) or 'as it is'}"
     prompt, lost = (textwrap.shorten(text, 60, placeholder=" …") for text in (event.prompt, event.lost_text))
     return (f"prompt '{prompt}' is too long: of its {event.max_tokens + event.lost_tokens} tokens the model reads "
             f"{event.max_tokens}; left out is '{lost}'")
-
-
-def describe_footage(event: FootageRead) -> str:
-    """One line on a file that was read and how it was changed."""
-    count = "an image" if event.num_frames == 1 else f"{event.num_frames} frames"
-    return f"{event.use} {event.file}: {count}; {'; '.join(event.changes) or 'as it is'}"
 
 
 def print_json(kind: str, fields: dict[str, Any]) -> None:
@@ -190,5 +161,5 @@ def choose(*, quiet: bool, as_json: bool) -> Display:
     if as_json:
         return JsonLines()
     if quiet:
-        return Quiet()
+        return Display()
     return Terminal() if sys.stderr.isatty() else Lines()

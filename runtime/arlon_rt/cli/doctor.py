@@ -23,22 +23,19 @@ from arlon_rt.errors import ArlonError, BackendError, BundleError, OptionsError
 from arlon_rt.graphs import graph_specs
 
 if TYPE_CHECKING:
-    from arlon_rt.backends.ort import NodeRun, Placement
+    from arlon_rt.backends.ort import Placement
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_RUNTIME = (1, 31)
 """The first ONNX Runtime on whose opset-24 cache and attention operators the tests run."""
 
-REQUIRED = {
-    "numpy": "numpy", "sentencepiece": "sentencepiece", "av": "av", "rich": "rich", "safetensors": "safetensors",
-    "ftfy": "ftfy", "filelock": "filelock", "platformdirs": "platformdirs",
-}
-"""Module -> distribution. Without one of them no video can be generated."""
+REQUIRED = ("numpy", "sentencepiece", "av", "rich", "safetensors", "ftfy", "filelock", "platformdirs")
+"""Distributions and their modules. Without one of them no video can be generated."""
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version"), Path("/dev/dxg")
 """One of these paths exists if Linux, or Linux in Windows, has an NVIDIA GPU with its driver."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Check:
     """The result of one check."""
 
@@ -54,7 +51,7 @@ def examine() -> list[Check]:
     """The checks of Python, the packages, ONNX Runtime, the devices and the demo bundle."""
     return [
         check_python(sys.version_info[:3]),
-        *(check_package(module, name) for module, name in REQUIRED.items()),
+        *map(check_package, REQUIRED),
         *check_runtime(),
         check_demo_bundle(demo_bundle_path),
     ]
@@ -65,17 +62,15 @@ def check_python(version: tuple[int, ...]) -> Check:
     message = f"{'.'.join(map(str, version))} on {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
     if version[:2] < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        return Check(name="python", status="error", message=f"{message}; {oldest} or newer is needed")
-    return Check(name="python", status="ok", message=message)
+        return Check("python", "error", f"{message}; {oldest} or newer is needed")
+    return Check("python", "ok", message)
 
 
-def check_package(module: str, distribution: str) -> Check:
-    """Whether a package that every installation needs is installed."""
-    if not is_importable(module):
-        return Check(
-            name=distribution, status="error", message="not installed", command=f"pip install {distribution}"
-        )
-    return Check(name=distribution, status="ok", message=installed_version(distribution))
+def check_package(name: str) -> Check:
+    """Whether a package that every installation needs is installed; its module has the same name."""
+    if importlib.util.find_spec(name) is None:
+        return Check(name, "error", "not installed", f"pip install {name}")
+    return Check(name, "ok", installed_version(name))
 
 
 def check_runtime() -> list[Check]:
@@ -88,37 +83,28 @@ def check_runtime() -> list[Check]:
         try:
             checks.append(check_devices(found, available_providers(), has_gpu=any(p.exists() for p in NVIDIA_DRIVER)))
         except ArlonError as error:
-            checks.append(Check(name="devices", status="error", message=str(error), command=_INSTALL_RUNTIME))
+            checks.append(Check("devices", "error", str(error), _INSTALL_RUNTIME))
     return checks
 
 
 def check_runtimes(found: Mapping[str, str]) -> Check:
-    """Whether exactly one distribution of ONNX Runtime is installed, and a new enough one.
-
-    Args:
-        found: distribution -> version.
-    """
+    """Whether one ONNX Runtime alone is installed, and is new enough; ``found``: distribution -> version."""
     listed = ", ".join(f"{name} {version}" for name, version in found.items())
     if not found:
-        return Check(
-            name="onnxruntime", status="error", message="not installed",
-            command=_INSTALL_RUNTIME,
-        )
+        return Check("onnxruntime", "error", "not installed", _INSTALL_RUNTIME)
     if len(found) > 1:
         extra = "gpu" if "onnxruntime-gpu" in found else "cpu"
         return Check(
-            name="onnxruntime", status="error",
-            message=f"{listed} are installed together; they share one folder and overwrite each other",
-            command=f'pip uninstall -y {" ".join(found)} && pip install "arlon-rt[{extra}]"',
+            "onnxruntime", "error",
+            f"{listed} are installed together; they share one folder and overwrite each other",
+            f'pip uninstall -y {" ".join(found)} && pip install "arlon-rt[{extra}]"',
         )
     ((name, version),) = found.items()
     if _release(version) < OLDEST_RUNTIME:
         oldest = ".".join(map(str, OLDEST_RUNTIME))
-        return Check(
-            name="onnxruntime", status="error", message=f"{listed}; {oldest} or newer is needed",
-            command=f'pip install "{name}>={oldest}"',
-        )
-    return Check(name="onnxruntime", status="ok", message=listed)
+        repair = f'pip install "{name}>={oldest}"'
+        return Check("onnxruntime", "error", f"{listed}; {oldest} or newer is needed", repair)
+    return Check("onnxruntime", "ok", listed)
 
 
 def check_devices(found: Mapping[str, str], providers: Sequence[str], *, has_gpu: bool) -> Check:
@@ -126,13 +112,11 @@ def check_devices(found: Mapping[str, str], providers: Sequence[str], *, has_gpu
     gpu = "an NVIDIA GPU" if has_gpu else "no NVIDIA GPU"
     if "CUDAExecutionProvider" in providers:
         devices = "cpu, cuda" if has_gpu else "cpu"
-        return Check(name="devices", status="ok", message=f"{devices} ({gpu}; ONNX Runtime has CUDA)")
+        return Check("devices", "ok", f"{devices} ({gpu}; ONNX Runtime has CUDA)")
     if has_gpu or "onnxruntime-gpu" in found:
-        return Check(
-            name="devices", status="warning", message=f"cpu ({gpu}; {', '.join(found)} has no CUDA)",
-            command=f'pip uninstall -y {" ".join(found)} && pip install "arlon-rt[gpu]"',
-        )
-    return Check(name="devices", status="ok", message=f"cpu ({gpu})")
+        repair = f'pip uninstall -y {" ".join(found)} && pip install "arlon-rt[gpu]"'
+        return Check("devices", "warning", f"cpu ({gpu}; {', '.join(found)} has no CUDA)", repair)
+    return Check("devices", "ok", f"cpu ({gpu})")
 
 
 def check_demo_bundle(find: Callable[[], Path]) -> Check:
@@ -141,11 +125,11 @@ def check_demo_bundle(find: Callable[[], Path]) -> Check:
         path = find()
         errors = [f for f in Bundle.open(path).verify() if f.severity == "error"]
     except BundleError as error:
-        return Check(name="demo bundle", status="error", message=str(error), command=_REINSTALL)
+        return Check("demo bundle", "error", str(error), _REINSTALL)
     if errors:
         message = f"{path} has {len(errors)} faults, the first: {errors[0].where}: {errors[0].message}"
-        return Check(name="demo bundle", status="error", message=message, command=_REINSTALL)
-    return Check(name="demo bundle", status="ok", message=f"{path}, verified")
+        return Check("demo bundle", "error", message, _REINSTALL)
+    return Check("demo bundle", "ok", f"{path}, verified")
 
 
 def check_graphs(bundle: Bundle, device: str) -> list[Check]:
@@ -153,51 +137,37 @@ def check_graphs(bundle: Bundle, device: str) -> list[Check]:
 
     A node that moves much data on the CPU is named in a warning. A fault that all graphs share is listed once.
     """
-    from arlon_rt.backends.ort import place_graph, require_device
+    from arlon_rt.backends.ort import place_graph, providers_of
     from arlon_rt.networks import usual_precision
 
     try:
-        require_device(device)
+        providers_of(device)
     except BackendError as error:
-        return [Check(name=device, status="error", message=str(error), command=_INSTALL_CUDA)]
+        return [Check(device, "error", str(error), _INSTALL_CUDA)]
     precision = usual_precision(bundle, device)
     checks: list[Check] = []
     faults = set()
     for graph in graph_specs(bundle.model):
         try:
-            check = check_placement(place_graph(bundle, graph, device=device, precision=precision))
+            checks.append(check_placement(place_graph(bundle, graph, device=device, precision=precision)))
         except ArlonError as error:
             fault = str(error).replace(graph, "")
-            if fault in faults:
-                continue
-            faults.add(fault)
-            command = _CUDA_LIBRARIES if isinstance(error, BackendError) and device != "cpu" else None
-            check = Check(name=graph, status="error", message=str(error), command=command)
-        checks.append(check)
+            if fault not in faults:
+                faults.add(fault)
+                repair = _CUDA_LIBRARIES if isinstance(error, BackendError) and device != "cpu" else None
+                checks.append(Check(graph, "error", str(error), repair))
     return checks
 
 
 def check_placement(placement: Placement) -> Check:
     """How long a graph ran, and which of its nodes ran on the CPU."""
     on_gpu = sum(node.on_gpu for node in placement.nodes)
-    large = placement.large_on_cpu
+    large = ", ".join(f"{node.name} ({node.op}, {node.bytes / 1024:.1f} KB)" for node in placement.large_on_cpu)
     message = (
         f"{placement.precision}, {placement.milliseconds:.2f} ms, {on_gpu} nodes on the GPU, "
-        f"{len(placement.nodes) - on_gpu} on the CPU; of those over 4 KB: {', '.join(map(_listed, large)) or 'none'}"
+        f"{len(placement.nodes) - on_gpu} on the CPU; of those over 4 KB: {large or 'none'}"
     )
-    return Check(name=placement.graph, status="warning" if large else "ok", message=message)
-
-
-def _listed(node: NodeRun) -> str:
-    return f"{node.name} ({node.op}, {node.bytes / 1024:.1f} KB)"
-
-
-def is_importable(module: str) -> bool:
-    """Whether ``module`` can be imported. Only its parent packages are imported."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:
-        return False
+    return Check(placement.graph, "warning" if large else "ok", message)
 
 
 _INSTALL_RUNTIME = 'pip install "arlon-rt[cpu]"   # with an NVIDIA GPU: "arlon-rt[gpu]"'

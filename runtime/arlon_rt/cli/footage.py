@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,61 +55,41 @@ def read_footage(args: argparse.Namespace, options: ResolvedOptions, bundle: Bun
     Raises:
         OptionsError: a file cannot be read or used.
     """
-    reader = _Reader(options, bundle)
-    segment = bundle.model.video.segment_frames
+    from arlon_rt.video import read_clip, read_image
+
+    vae, segment = bundle.model.vae, bundle.model.video.segment_frames
+    size = {"height": vae.whole(options.height), "width": vae.whole(options.width)}
+    read: list[FootageRead] = []
+    hashes: dict[str, str] = {}
+
+    def frames_of(use: str, path: Path, most: int | None = None, *, end: bool = False) -> NDArray[np.uint8]:
+        """The first or last ``most`` frames of a clip (frame, height, width, 3); ``None``: an image as one frame."""
+        footage = read_image(path, **size) if most is None else read_clip(
+            path, **size, fps=options.fps, most_frames=most, at_least=vae.chunk_frames, end=end
+        )
+        read.append(FootageRead(use=use, file=str(path), num_frames=len(footage.frames), changes=footage.changes))
+        hashes[f"{use} {path.name}"] = file_sha256(path)
+        return footage.frames
+
     after, repainted = None, None
     if args.extend is not None:
-        after = reader.clip("extend", args.extend, most=segment, end=True)
+        after = frames_of("extend", args.extend, segment, end=True)
     if args.image is not None:
-        after = reader.image("image", args.image)
+        after = frames_of("image", args.image)
     if args.repaint is not None:
-        most = length or round(LONGEST_SECONDS * options.fps)
-        repainted = reader.clip("repaint", args.repaint, most=-(-most // reader.chunk) * reader.chunk, end=False)
-        repainted = repainted[: len(repainted) // reader.chunk * reader.chunk]
+        most, chunk = length or round(LONGEST_SECONDS * options.fps), vae.chunk_frames
+        repainted = frames_of("repaint", args.repaint, -(-most // chunk) * chunk)
+        repainted = repainted[: len(repainted) // chunk * chunk]
         if length and len(repainted) < length:
             raise OptionsError(
                 f"repaint is {str(args.repaint)!r}, which gives {len(repainted)} frames in whole chunks; {length} are "
                 "asked for: ask for a shorter video"
             )
-    references = [reader.reference(path, segment) for path in args.reference or ()]
-    return Sources(
-        after=after, references=tuple(references), mask_strategy=args.mask_strategy or "", repainted=repainted,
-        read=tuple(reader.read), hashes=reader.hashes,
+    references = tuple(
+        frames_of("reference", path, None if path.suffix.lower() in IMAGES else segment)
+        for path in args.reference or ()
     )
-
-
-class _Reader:
-    """Reads files at one size and rate, and keeps their hashes and the events that report them."""
-
-    def __init__(self, options: ResolvedOptions, bundle: Bundle) -> None:
-        vae = bundle.model.vae
-        self.size = {"height": vae.whole(options.height), "width": vae.whole(options.width)}
-        self.chunk, self._fps = vae.chunk_frames, options.fps
-        self.read: list[FootageRead] = []
-        self.hashes: dict[str, str] = {}
-
-    def clip(self, use: str, path: Path, *, most: int, end: bool) -> NDArray[np.uint8]:
-        """The first or last ``most`` frames of a clip (frame, height, width, 3), at least one chunk."""
-        from arlon_rt.video import read_clip
-
-        return self._note(use, path, read_clip(
-            path, **self.size, fps=self._fps, most_frames=most, at_least=self.chunk, end=end
-        ))
-
-    def image(self, use: str, path: Path) -> NDArray[np.uint8]:
-        """An image as one frame (1, height, width, 3)."""
-        from arlon_rt.video import read_image
-
-        return self._note(use, path, read_image(path, **self.size))
-
-    def reference(self, path: Path, most: int) -> NDArray[np.uint8]:
-        """An image, or the first ``most`` frames of a clip; the suffix says which."""
-        if path.suffix.lower() in IMAGES:
-            return self.image("reference", path)
-        return self.clip("reference", path, most=most, end=False)
-
-    def _note(self, use: str, path: Path, footage: Any) -> NDArray[np.uint8]:
-        frames: NDArray[np.uint8] = footage.frames
-        self.read.append(FootageRead(use=use, file=str(path), num_frames=len(frames), changes=footage.changes))
-        self.hashes[f"{use} {path.name}"] = file_sha256(path)
-        return frames
+    return Sources(
+        after=after, references=references, mask_strategy=args.mask_strategy or "", repainted=repainted,
+        read=tuple(read), hashes=hashes,
+    )

@@ -8,21 +8,12 @@ import os
 import shlex
 import signal
 import sys
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
-from arlon_rt.cli.arguments import (
-    add_backend,
-    add_options,
-    add_prompts,
-    machine,
-    open_bundle,
-    read_options,
-    read_prompts,
-)
+from arlon_rt.cli.arguments import add_backend, add_options, add_prompts, machine, open_bundle, read_request
 from arlon_rt.cli.display import Display, choose, print_json
 from arlon_rt.cli.footage import add_footage, read_footage
-from arlon_rt.cli.plan import show_plan
 from arlon_rt.errors import ArlonError, Cancelled, OptionsError
 from arlon_rt.events import Event
 from arlon_rt.recording import Recording, Summary
@@ -83,12 +74,16 @@ class Generate:
 
     def run(self, args: argparse.Namespace) -> int:
         if args.dry_run:
-            return show_plan(args)
+            from arlon_rt.cli.plan import show_plan
+
+            show_plan(args)
+            return 0
         if args.output is None:
             raise OptionsError("there is no output; name the video to write, e.g. -o out.mp4")
         if args.json and args.output == PIPE:
             raise OptionsError("output is '-' and events are JSON lines; both are standard output: leave one out")
         recording = resumed(args) if args.resume else begun(args)
+        recording.prepare()
         stopped = False
         with Stop() as stop:
             try:
@@ -106,12 +101,11 @@ class Generate:
 
 
 def begun(args: argparse.Namespace) -> Recording:
-    """The recording of a new video, its files checked."""
-    timeline = read_prompts(args)
-    bundle = open_bundle(args)
-    options = read_options(args, bundle)
-    length = None if args.seconds is None and args.num_frames is None else options.resolved(bundle).num_frames
-    sources = read_footage(args, options.resolved(bundle), bundle, length)
+    """The recording of a new video."""
+    timeline, bundle, options = read_request(args)
+    resolved = options.resolved(bundle)
+    length = None if args.seconds is None and args.num_frames is None else resolved.num_frames
+    sources = read_footage(args, resolved, bundle, length)
     if sources.repainted is not None and length is None:
         options = dataclasses.replace(options, num_frames=len(sources.repainted))
     recording = Recording(args.output, timeline, options, bundle, sources=sources, **how(args))
@@ -120,18 +114,15 @@ def begun(args: argparse.Namespace) -> Recording:
             f"this very video was begun before and stopped; go on with: {resume_command(args)}, or delete "
             f"{recording.snapshot_path} to begin anew"
         )
-    recording.prepare()
     return recording
 
 
 def resumed(args: argparse.Namespace) -> Recording:
-    """The recording of a video that was stopped, its files checked."""
+    """The recording of a video that was stopped."""
     asked = [name for name, value in vars(args).items() if name not in OF_ANY_RUN and value is not None]
     if asked:
         raise OptionsError(f"{', '.join(asked)} cannot change on --resume; leave out all but -o and --bundle")
-    recording = Recording.resume(args.output, open_bundle(args), **how(args))
-    recording.prepare()
-    return recording
+    return Recording.resume(args.output, open_bundle(args), **how(args))
 
 
 def how(args: argparse.Namespace) -> dict[str, Any]:
@@ -212,9 +203,7 @@ class Stop:
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -12,11 +12,11 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NoReturn, Protocol
 
 from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError
+from arlon_rt.options import RemovedOptionWarning
 
 GROUP = "arlon_rt.commands"
 """Entry points through which the other packages add commands; they are loaded only when chosen."""
@@ -80,14 +80,14 @@ def _dispatch(argv: list[str]) -> int:
 
         print(f"{DISTRIBUTION} {installed_version()}")
         return 0
-    command = _load(name)
-    parser = Parser(prog=f"{DISTRIBUTION} {name}", description=command.help, allow_abbrev=False)
-    command.configure(parser)
     try:
-        args = parser.parse_args(argv[1:])
-    except SystemExit as stop:   # --help
-        return int(stop.code or 0)
-    try:
+        command = _load(name)
+        parser = Parser(prog=f"{DISTRIBUTION} {name}", description=command.help, allow_abbrev=False)
+        command.configure(parser)
+        try:
+            args = parser.parse_args(argv[1:])
+        except SystemExit as stop:   # --help
+            return int(stop.code or 0)
         with _removed_options_printed():
             return command.run(args)
     except ModuleNotFoundError as error:
@@ -98,8 +98,6 @@ def _dispatch(argv: list[str]) -> int:
 @contextlib.contextmanager
 def _removed_options_printed() -> Iterator[None]:
     """Print the warning about a removed option as one line, whatever ``python -W`` says."""
-    from arlon_rt.options import RemovedOptionWarning
-
     with warnings.catch_warnings():
         warnings.simplefilter("always", RemovedOptionWarning)
         show = warnings.showwarning
@@ -115,20 +113,13 @@ def _removed_options_printed() -> Iterator[None]:
 
 
 def _load(name: str) -> Command:
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name][0].partition(":")
-        command: Command = getattr(import_module(module), attribute)
-        return command
     plugins = _plugins()
-    if name not in plugins:
+    entry = EntryPoint(name, BUILT_IN[name][0], GROUP) if name in BUILT_IN else plugins.get(name)
+    if entry is None:
         what = "option" if name.startswith("-") else "command"
         raise OptionsError(f"there is no {what} {name!r}; the commands are {', '.join([*BUILT_IN, *plugins])}")
-    try:
-        plugin: Command = plugins[name].load()
-    except ModuleNotFoundError as error:
-        _explain_missing(name, error)
-        raise
-    return plugin
+    command: Command = entry.load()
+    return command
 
 
 def _plugins() -> dict[str, EntryPoint]:
@@ -150,18 +141,18 @@ def _help() -> str:
     width = max(map(len, [*BUILT_IN, *plugins]))
     commands = [f"  {name:<{width}}  {text}" for name, (_, text) in BUILT_IN.items()]
     commands += [f"  {name:<{width}}  {PLUGGED_IN.get(name, f'from {e.module}')}" for name, e in plugins.items()]
-    return "\n".join([
-        f"usage: {DISTRIBUTION} COMMAND …",
-        "",
-        "Text to long video with ARLON, without PyTorch.",
-        "",
-        "commands:",
-        *commands,
-        "",
-        f"  {DISTRIBUTION} COMMAND --help   what a command takes",
-        f"  {DISTRIBUTION} --version        the version",
-        "",
-        "example:",
-        f'  {DISTRIBUTION} generate "a red circle moves right on a black background" -o out.mp4',
-        "",
-    ])
+    lines = "\n".join(commands)
+    return f"""\
+usage: {DISTRIBUTION} COMMAND …
+
+Text to long video with ARLON, without PyTorch.
+
+commands:
+{lines}
+
+  {DISTRIBUTION} COMMAND --help   what a command takes
+  {DISTRIBUTION} --version        the version
+
+example:
+  {DISTRIBUTION} generate "a red circle moves right on a black background" -o out.mp4
+"""

@@ -50,14 +50,13 @@ class Ahead(Generic[T]):
 
     def _work(self) -> None:
         try:
-            while self._may_go_on():
-                try:
-                    item = next(self._source)
-                except StopIteration:
-                    break
+            for item in self._source:
                 with self._changed:
                     self._waiting.append(item)
                     self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._closing or len(self._waiting) < self._depth)
+                    if self._closing:
+                        break
             self._source.close()
         except BaseException as error:  # raised again to the consumer
             self._error = error
@@ -65,9 +64,3 @@ class Ahead(Generic[T]):
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
-
-    def _may_go_on(self) -> bool:
-        """Wait until fewer than ``depth`` items wait; ``False`` once the iterator is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing or len(self._waiting) < self._depth)
-            return not self._closing

@@ -22,11 +22,7 @@ class Control:
         self._paused = self._cancelled = False
 
     def checkpoint(self) -> None:
-        """Wait while paused.
-
-        Raises:
-            Cancelled: the generation was cancelled.
-        """
+        """Wait while paused; raise `Cancelled` once the generation is cancelled."""
         with self._changed:
             self._changed.wait_for(lambda: self._cancelled or not self._paused)
             if self._cancelled:

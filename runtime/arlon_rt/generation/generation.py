@@ -11,9 +11,6 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Self, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from arlon_rt.config import ModelConfig
 from arlon_rt.errors import Cancelled
 from arlon_rt.events import ChunkReady, Failed, Finished, OnEvent, Started
@@ -21,7 +18,7 @@ from arlon_rt.generation.ahead import Ahead
 from arlon_rt.generation.control import Control, Reporter, peak_memory
 from arlon_rt.generation.decoding import Chunk, chunks
 from arlon_rt.generation.denoising import denoised
-from arlon_rt.generation.drafting import all_tokens, drafts
+from arlon_rt.generation.drafting import drafts
 from arlon_rt.generation.job import Job
 from arlon_rt.networks import Networks
 from arlon_rt.request import BEGINNING, Boundary, Request
@@ -126,8 +123,9 @@ class Work:
     def reported(self, turn: AbstractContextManager[None]) -> Generator[Chunk]:
         """The chunks, between the first and the last event; ``turn`` is held until the generator ends."""
         with turn:
-            begun, first_chunk, first_frame, emit = time.monotonic(), 0.0, self._next_frame, self.job.reporter.emit
-            emit(self._started())
+            begun, first_chunk, emit = time.monotonic(), 0.0, self.job.reporter.emit
+            first_frame = self.job.request.segments[self.boundary.segment].frames.start
+            emit(self._started(first_frame))
             try:
                 for prompt in self.job.all_prompts():
                     if cut := self.job.networks.text_encoder.cut(prompt):
@@ -146,10 +144,6 @@ class Work:
                 raise
             emit(self._finished(time.monotonic() - begun, first_chunk, first_frame))
 
-    def tokens(self) -> NDArray[np.int64]:
-        """The tokens (code_frame, row, column) of the whole video, without denoising or decoding it."""
-        return all_tokens(self.job)
-
     def _lane(self, name: str, items: Generator[T]) -> Generator[T] | Ahead[T]:
         return Ahead(items, f"arlon-rt {name}") if self._overlap else items
 
@@ -160,17 +154,12 @@ class Work:
             if self._all_texts_first:
                 self.job.networks.text_encoder.encode_all(self.job.all_prompts())
 
-    @property
-    def _next_frame(self) -> int:
-        """Number of the first frame after the boundary."""
-        return self.job.request.segments[self.boundary.segment].frames.start
-
-    def _started(self) -> Started:
+    def _started(self, first_frame: int) -> Started:
         options, view, unit = self.job.request.options, self.job.request.view, self.job.model.vae.space_stride
         return Started(
             num_frames=options.num_frames, fps=options.fps, segments=len(self.job.request.segments),
             height=unit * view.latent_height, width=unit * view.latent_width,
-            first_frame=self._next_frame, overlap=self._overlap,
+            first_frame=first_frame, overlap=self._overlap,
         )
 
     def _finished(self, wall: float, first_chunk: float, first_frame: int) -> Finished:

@@ -76,22 +76,18 @@ class Snapshot:
             "placements": [dataclasses.asdict(p) for p in self.conditions.placements], "lead": self.lead,
             "sources": dict(self.sources),
         }
-        tensors: dict[str, NDArray[Any]] = {}
-        if boundary.before is not None:
-            tensors["before"] = boundary.before
+        tensors: dict[str, NDArray[Any] | None] = {"before": boundary.before, "given_tokens": self.tokens}
         if boundary.tokens is not None:
             state |= {name: getattr(boundary.tokens, name) for name in COUNTS}
             tensors["codes"] = np.array(boundary.tokens.codes, np.int64)
         for i, reference in enumerate(self.conditions.references):
             tensors |= {f"latents_{i}": reference.latents, f"drafted_{i}": reference.drafted}
-        if self.tokens is not None:
-            tensors["given_tokens"] = self.tokens
         # safetensors 0.8 writes a view's values in the order in which they lie in memory
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        contents = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None}
         path = Path(path)
         try:
             with replacing(path, path.with_name(path.name + ".part")) as file:   # a killed process leaves one at most
-                file.write(save(tensors, {"arlon_rt_snapshot": FORMAT, "state": json.dumps(state)}))
+                file.write(save(contents, {"arlon_rt_snapshot": FORMAT, "state": json.dumps(state)}))
         except OSError as error:
             raise OutputError(f"snapshot {str(path)!r} cannot be written: {error.strerror or error}") from error
 
@@ -141,9 +137,7 @@ class Snapshot:
 
 
 def _references(tensors: Mapping[str, NDArray[Any]]) -> Iterator[Reference]:
-    for i in itertools.count():
-        if f"latents_{i}" not in tensors:
-            return
+    for i in itertools.takewhile(lambda i: f"latents_{i}" in tensors, itertools.count()):
         latents, drafted = tensors[f"latents_{i}"], tensors[f"drafted_{i}"]
         for tensor in (latents, drafted):
             if tensor.dtype != np.float32 or tensor.ndim != 5 or not tensor.size or not np.isfinite(tensor).all():

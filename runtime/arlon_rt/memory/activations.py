@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,10 +41,7 @@ def estimate(model: ModelConfig, spec: GraphSpec, demand: Demand, precision: str
 def widest(model: ModelConfig, graph: str, sizes: Mapping[str, int]) -> int:
     """Elements of the largest tensor inside a graph, from its network's configuration."""
     def of(*axes: str) -> int:
-        count = 1
-        for axis in axes:
-            count *= sizes[axis]
-        return count
+        return math.prod(sizes[axis] for axis in axes)
 
     d, vae = model.dit, model.vae
     if graph == "text_encoder":   # both halves of the gated layer

@@ -52,11 +52,6 @@ class Demand:
             ar_guided=options.inject and options.ar_guidance_scale != 1, inject=options.inject,
         )
 
-    def exceeded_by(self, other: Demand) -> list[str]:
-        """The fields in which another demand is larger."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return [name for name in names if getattr(other, name) > getattr(self, name)]
-
     def narrowed(self, model: ModelConfig) -> ModelConfig:
         """The configuration of a bundle whose largest picture and longest segment are those of this demand."""
         chunks = self.latents // model.vae.chunk_latents
@@ -83,7 +78,8 @@ class Budget:
 
     def check(self, requested: Demand) -> None:
         """Raise `OptionsError` if a request needs more memory than the pipeline planned for."""
-        if exceeded := self.demand.exceeded_by(requested):
+        names = [field.name for field in dataclasses.fields(requested)]
+        if exceeded := [name for name in names if getattr(requested, name) > getattr(self.demand, name)]:
             raise OptionsError(
                 f"the pipeline's memory was planned for {self.demand}, and this request, {requested}, takes more "
                 f"({', '.join(exceeded)}); open the pipeline with sized_for=GenerateOptions(…) of the largest request"

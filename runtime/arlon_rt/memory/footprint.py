@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import GraphSpec, TensorSpec, graph_specs, signature
@@ -27,16 +26,7 @@ LOOP_BYTES = 64 << 10
 """An upper bound for what a loop of ``ar_step`` uploads for its runs, and for the tokens that it returns."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """Memory that belongs to no single graph."""
-
-    name: str
-    size: int
-    """In bytes."""
-
-
-def tensor_bytes(spec: GraphSpec, tensors: Iterable[TensorSpec], precision: str, sizes: Mapping[str, int]) -> int:
+def tensor_bytes(tensors: Iterable[TensorSpec], precision: str, sizes: Mapping[str, int]) -> int:
     """Bytes of these inputs and outputs at these sizes of the axes."""
     return sum(
         math.prod(sizes[a] if isinstance(a, str) else a for a in axes) * ITEM_BYTES[dtype]
@@ -47,7 +37,7 @@ def tensor_bytes(spec: GraphSpec, tensors: Iterable[TensorSpec], precision: str,
 def moved_bytes(spec: GraphSpec, precision: str) -> int:
     """Bytes of all inputs, and of all outputs that are not written in place, at the ``opt`` sizes."""
     tensors = [*spec.inputs, *(t for t in spec.outputs if t.alias is None)]
-    return tensor_bytes(spec, tensors, precision, {axis.name: axis.opt for axis in spec.axes})
+    return tensor_bytes(tensors, precision, {axis.name: axis.opt for axis in spec.axes})
 
 
 def needed_graphs(model: ModelConfig, demand: Demand) -> tuple[GraphSpec, ...]:
@@ -67,31 +57,29 @@ def buffers(spec: GraphSpec, demand: Demand, precision: str) -> int:
     inputs = [t for t in spec.inputs if t.name not in aliases | on_device]
     outputs = [t for t in spec.outputs if t.alias is None and t.name not in DEVICE_OUTPUTS]
     sizes = demand.sizes(spec)
-    each = [tensor_bytes(spec, [tensor], precision, sizes) for tensor in (*inputs, *outputs)]
+    each = [tensor_bytes([tensor], precision, sizes) for tensor in (*inputs, *outputs)]
     return sum(each) + max(each) + (LOOP_BYTES if spec.name == "ar_step" else 0)
 
 
-def held(model: ModelConfig, demand: Demand, precision: str) -> tuple[Held, ...]:
-    """The most that stays on the device between runs."""
+def held(model: ModelConfig, demand: Demand, precision: str) -> dict[str, int]:
+    """The most bytes that stay on the device between runs, by what they are; they belong to no single graph."""
     specs = {spec.name: spec for spec in needed_graphs(model, demand)}
     dit = specs["dit"]
 
     def of(spec: GraphSpec, names: Collection[str], **changed: int) -> int:
         tensors = [t for t in (*spec.inputs, *spec.outputs) if t.name in names]
-        return tensor_bytes(spec, tensors, precision, {**demand.sizes(spec), **changed})
+        return tensor_bytes(tensors, precision, {**demand.sizes(spec), **changed})
 
     captions = {rows: of(dit, ("caption_kv", *CAPTION_INPUTS), batch=rows) for rows in (1, 2)}
-    found = [
-        Held(
-            name="caption keys and values, of this prompt and the next",
-            size=2 * captions[1 + demand.guided] + (captions[1] if demand.also_unguided else 0),
-        ),
-        Held(name="latents before and after a step", size=2 * of(dit, ("latents_out",))),
-        Held(name="position tables", size=of(dit, SEGMENT_INPUTS)),
-    ]
+    of_prompt, unguided = captions[1 + demand.guided], captions[1] if demand.also_unguided else 0
+    found = {
+        "caption keys and values, of this prompt and the next": 2 * of_prompt + unguided,
+        "latents before and after a step": 2 * of(dit, ("latents_out",)),
+        "position tables": of(dit, SEGMENT_INPUTS),
+    }
     if model.injection:
-        found.append(Held(name="injected features", size=of(dit, ("features",))))
+        found["injected features"] = of(dit, ("features",))
     if "ar_step" in specs:
         caches = [t.alias for t in specs["ar_step"].outputs if t.alias]
-        found.append(Held(name="caches of the token model", size=of(specs["ar_step"], caches)))
-    return tuple(found)
+        found["caches of the token model"] = of(specs["ar_step"], caches)
+    return found

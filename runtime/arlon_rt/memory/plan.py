@@ -14,7 +14,7 @@ from typing import Any
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import ALL_LANES, LANE_OF
 from arlon_rt.memory.demand import Demand
-from arlon_rt.memory.footprint import Held, buffers, held, needed_graphs
+from arlon_rt.memory.footprint import buffers, held, needed_graphs
 from arlon_rt.units import mebibytes
 
 CONTEXT = 512 << 20
@@ -59,8 +59,7 @@ class GraphMemory:
     @property
     def residency(self) -> str:
         """``"resident"``, ``"offloaded"``, ``"streamed"`` or ``"offloaded, streamed"``."""
-        words = ["offloaded"] * self.offloaded + ["streamed"] * self.streamed
-        return ", ".join(words) or "resident"
+        return ", ".join(["offloaded"] * self.offloaded + ["streamed"] * self.streamed) or "resident"
 
     @property
     def loaded(self) -> int:
@@ -82,7 +81,8 @@ class MemoryPlan:
     demand: Demand
     precision: str
     graphs: tuple[GraphMemory, ...]
-    held: tuple[Held, ...]
+    held: Mapping[str, int]
+    """Bytes that belong to no single graph, by what they are."""
     one_arena: bool = False
     """Whether all lanes share a stream and one arena of activations. Overlapped, they then take turns on the GPU."""
 
@@ -136,7 +136,7 @@ class MemoryPlan:
     @property
     def _base(self) -> int:
         """Bytes that are taken whichever graphs are loaded."""
-        return CONTEXT + sum(tensor.size for tensor in self.held)
+        return CONTEXT + sum(self.held.values())
 
 
 def plan_memory(

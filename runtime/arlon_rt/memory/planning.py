@@ -28,11 +28,7 @@ Engines = Mapping[str, EngineEntry]
 def plan_for(
     bundle: Bundle, demand: Demand, precision: str, budget: int | None, engines: Engines | None = None
 ) -> MemoryPlan:
-    """The plan for requests of a bundle.
-
-    Args:
-        engines: those to plan for; ``None``: the built ones, for whichever GPU.
-    """
+    """The plan for requests of a bundle that ``engines`` run; ``None``: the built ones, for whichever GPU."""
     if engines is None:
         engines = built_engines(bundle, precision)
     narrowed = demand.narrowed(bundle.model)
@@ -72,18 +68,15 @@ def weights_of(bundle: Bundle, graph: str, precision: str, engines: Engines) -> 
 def built_engines(bundle: Bundle, precision: str, flavour: str | None = None) -> dict[str, EngineEntry]:
     """Graph -> the largest engine that was built of it in this precision, for whichever GPU."""
     found: dict[str, EngineEntry] = {}
-    for store in engine_stores(bundle):
-        for entry in store.index().engines:
-            header = entry.header
-            identity = header.identity
-            if identity.precision != precision or identity.flavour != (flavour or identity.flavour):
-                continue
-            if header.graph not in bundle.manifest.graphs:
-                continue
-            before = found.get(header.graph)
-            larger = before is None or before.header.plan_bytes < header.plan_bytes
-            if larger and header.source == source_hash(bundle, header.graph, precision):
-                found[header.graph] = entry
+    entries = (entry for store in engine_stores(bundle) for entry in store.index().engines)
+    for entry in sorted(entries, key=lambda entry: -entry.header.plan_bytes):
+        header, identity = entry.header, entry.header.identity
+        if (
+            header.graph not in found and header.graph in bundle.manifest.graphs
+            and identity.precision == precision and identity.flavour == (flavour or identity.flavour)
+            and header.source == source_hash(bundle, header.graph, precision)
+        ):
+            found[header.graph] = entry
     return found
 
 
@@ -106,12 +99,9 @@ def _alternatives(bundle: Bundle, plan: MemoryPlan, engines: Engines | None) -> 
             break
     if demand.guided and fits(dataclasses.replace(demand, guided=False, also_unguided=False), of=engines):
         yield "without guidance (guidance_scale 1)"
+    widths = {precision: ITEM_BYTES[dtype] for precision, dtype in FLOAT_DTYPE.items()}
     for precision in bundle.precisions:
-        if _float_bytes(precision) < _float_bytes(plan.precision) and fits(demand, precision):
+        if widths[precision] < widths[plan.precision] and fits(demand, precision):
             yield f"precision {precision}"
     least, enough = mebibytes(least_budget(plan)), mebibytes(budget_without_offload(plan))
     yield f"a budget of {least}, or {enough} without offloading"
-
-
-def _float_bytes(precision: str) -> int:
-    return ITEM_BYTES[FLOAT_DTYPE[precision]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,8 +13,8 @@ from arlon_rt.backends import Handle, Looping, Session
 from arlon_rt.config import ARConfig
 from arlon_rt.errors import BackendError, OptionsError
 from arlon_rt.networks import noise
-from arlon_rt.networks.embedding import Text, guidance_weights, same_texts, stacked
-from arlon_rt.networks.tokens import OnToken, TokenState
+from arlon_rt.networks.embedding import Text, guidance_weights, stacked
+from arlon_rt.networks.tokens import TokenState
 
 AT_ONCE = 32
 """How many tokens a `Looping` session writes before the host reads them."""
@@ -53,25 +53,8 @@ class TokenModel:
     def __init__(self, prefix: Session, step: Session, config: ARConfig) -> None:
         self.prefix, self.step, self.config = prefix, step, config
 
-    def start(
-        self, height: int, width: int, sampling: Sampling, known: Iterable[tuple[int, int]] = ()
-    ) -> TokenStream:
-        """A new, empty token grid with code-frames of ``height`` x ``width``.
-
-        ``known`` holds (index in the video, code) for each token that the model is not to write.
-
-        Raises:
-            OptionsError: the grid is too large; see `check_size`.
-        """
-        self.check_size(height, width)
-        return TokenStream(self, height, width, sampling, known)
-
     def check_size(self, height: int, width: int) -> None:
-        """Hold the size of a code-frame to the model.
-
-        Raises:
-            OptionsError: it is larger than the position tables, so the model was not trained for it.
-        """
+        """Raise `OptionsError` for a code-frame larger than the position tables, which the model was trained with."""
         _, rows, columns = self.config.grid
         if height > rows or width > columns:
             raise OptionsError(
@@ -80,11 +63,7 @@ class TokenModel:
             )
 
     def check_state(self, state: TokenState | None, height: int, width: int, code_frames: int) -> None:
-        """Hold a state from outside to a grid of ``code_frames`` code-frames, the last one perhaps not written.
-
-        Raises:
-            OptionsError: it does not fit.
-        """
+        """Raise `OptionsError` unless a state fits ``code_frames`` code-frames, the last one perhaps not written."""
         if state is None:
             raise OptionsError("there are no tokens to go on from")
         area, after = height * width, state.dropped + len(state.codes)
@@ -113,9 +92,12 @@ class TokenStream:
     """
 
     def __init__(
-        self, model: TokenModel, height: int, width: int, sampling: Sampling, known: Iterable[tuple[int, int]]
+        self, model: TokenModel, height: int, width: int, sampling: Sampling, known: Iterable[tuple[int, int]] = ()
     ) -> None:
-        """From `TokenModel.start`."""
+        """An empty grid with code-frames of ``height`` x ``width``; see `TokenModel.check_size`.
+
+        ``known`` holds (index in the video, code) for each token that the model is not to write.
+        """
         self._model, self._sampling = model, sampling
         self._height, self._width, self._area = height, width, height * width
         self._codes: list[int] = []
@@ -130,14 +112,15 @@ class TokenStream:
         self._known = dict(known)
 
     def extend(
-        self, texts: Sequence[Text], code_frames: range, on_token: OnToken = lambda done, total: None
+        self, texts: Sequence[Text], code_frames: range,
+        on_token: Callable[[int, int], None] = lambda done, total: None,
     ) -> NDArray[np.int64]:
         """Write tokens up to the end of ``code_frames`` and return those (1, code_frame, height, width).
 
         ``texts`` is the prompt, and after it the null prompt when ``guidance_scale`` is not 1. Ranges of successive
-        calls may overlap but never go back.
+        calls may overlap but never go back. ``on_token`` is called with (done, total) after each token.
         """
-        if not same_texts(texts, self._texts):
+        if self._texts != tuple(texts):
             self._prefill_text(tuple(texts))
         before, stop = self._written, code_frames.stop * self._area
         while self._written < stop:
@@ -148,7 +131,10 @@ class TokenStream:
                 on_token(self._written - before, stop - before)
         first = code_frames.start * self._area - self._dropped
         tokens = np.array(self._codes[first : stop - self._dropped], np.int64)
-        self._drop(min(code_frames.start * self._area, self._written - self._capacity * self._area))
+        spare = min(code_frames.start * self._area, self._written - self._capacity * self._area) - self._dropped
+        if spare > 0:
+            del self._codes[:spare]
+            self._dropped += spare
         return tokens.reshape(1, len(code_frames), self._height, self._width)
 
     def state(self) -> TokenState:
@@ -171,11 +157,6 @@ class TokenStream:
             while sampled in self._known:
                 sampled += 1
             self._feed(self._codes[first + max(self._fed - 1, 0) : sampled - self._dropped])
-
-    @property
-    def guided(self) -> bool:
-        """Whether `extend` takes a null prompt after the prompt."""
-        return self._sampling.guidance_scale != 1
 
     @property
     def _written(self) -> int:
@@ -201,8 +182,7 @@ class TokenStream:
         self._fed = 0
 
     def _next(self, stop: int) -> list[int]:
-        """The next codes, as many as one call writes: they end before index ``stop``, the window's end or a known code.
-        """
+        """The next codes of one call; they end before index ``stop``, the window's end or a known code."""
         if self._written in self._known:
             return [self._known[self._written]]
         unseen = self._codes[self._window + max(self._fed - 1, 0) - self._dropped :]
@@ -269,9 +249,3 @@ class TokenStream:
         outputs = session.run({**feed, **caches}, hold=[f"{name}_out" for name in caches])
         self._caches = {name: outputs[f"{name}_out"] for name in caches}
         return outputs
-
-    def _drop(self, before: int) -> None:
-        """Forget the codes before this index in the video."""
-        if before > self._dropped:
-            del self._codes[: before - self._dropped]
-            self._dropped = before

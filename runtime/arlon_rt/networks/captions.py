@@ -11,13 +11,6 @@ import re
 from html.parser import HTMLParser
 from urllib.parse import unquote_plus
 
-Rules = tuple[tuple[re.Pattern[str], str], ...]
-
-
-def _rules(*pairs: tuple[str, str]) -> Rules:
-    return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
-
-
 _DOMAIN = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 _EXTENSION = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
 _DASHES = (
@@ -25,12 +18,12 @@ _DASHES = (
     r"\uFE31\uFE32\uFE58\uFE63\uFF0D"
 )
 
-_LINKS = _rules(
+_LINKS = (
     ("<person>", "person"),
     (rf"\b((?:https?:(?:/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN}))", ""),
     (rf"\b((?:www:(?:/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN}))", ""),
 )
-_MARKS = _rules(
+_MARKS = (
     (r"@[\w\d]+\b", ""),  # nicknames
     (r"[\u31c0-\u31ef\u31f0-\u31ff\u3200-\u32ff\u3300-\u33ff\u3400-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff]+", ""),  # CJK
     (f"[{_DASHES}]+", "-"),
@@ -50,7 +43,7 @@ _MARKS = _rules(
     (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
     (r"\s+\.\s+", " "),
 )
-_PHRASES = _rules(
+_PHRASES = (
     (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # article codes: jc6640
     (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),  # jc6640vc
     (r"\b\d+[a-zA-Z]+\d+\b", ""),  # 6640vc231
@@ -65,7 +58,7 @@ _PHRASES = _rules(
     (r"(\D[,./])\b", r"\1 "),
     (r"\s+", " "),
 )
-_EDGES = _rules(
+_EDGES = (
     (r"^[\"\']([\w\W]+)[\"\']$", r"\1"),
     (r"^[\'_,\-:;]", ""),
     (r"[\'_,\-:+]$", ""),
@@ -106,23 +99,21 @@ def clean_caption(caption: str) -> str:
     return _apply(_EDGES, _apply(_PHRASES, text)).strip()
 
 
-def _apply(rules: Rules, text: str) -> str:
+def _apply(rules: tuple[tuple[str, str], ...], text: str) -> str:
     for pattern, replacement in rules:
-        text = pattern.sub(replacement, text)
+        text = re.sub(pattern, replacement, text)
     return text
 
 
 class _TextOfHTML(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
+    text = ""
 
     def handle_data(self, data: str) -> None:
-        self.parts.append(data)
+        self.text += data
 
 
 def _without_tags(text: str) -> str:
     parser = _TextOfHTML()
     parser.feed(text)
     parser.close()
-    return "".join(parser.parts)
+    return parser.text

@@ -52,16 +52,13 @@ def denoise(
         }, hold=["latents_out"])
         state = outputs["latents_out"]
         on_step(index + 1, len(steps))
-    return _finite(state if isinstance(state, np.ndarray) else state.numpy())
-
-
-def _finite(latents: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(latents).all():
+    denoised = state if isinstance(state, np.ndarray) else state.numpy()
+    if not np.isfinite(denoised).all():
         raise BackendError(
             "latents of dit are not finite numbers; fp16 may have overflowed: open the pipeline with "
             "precision='fp32', and where it already runs in fp32, check the bundle with `arlon-rt verify`"
         )
-    return latents
+    return denoised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +84,6 @@ class Denoiser:
         """``published_tables``: position and rotary tables as the published bf16 run had them (docs/spec.md 5.4)."""
         self.caption, self.semantic, self.dit, self.model = caption, semantic, dit, model
         self.published_tables = published_tables
-
-    def start(self, view: View) -> Denoising:
-        """The denoising of one video: all that its segments share."""
-        return Denoising(self, view)
 
 
 class Denoising:

@@ -17,24 +17,17 @@ class Text:
     hidden: NDArray[Any]
     """(1, length, d_model), no padding."""
 
-    @property
-    def length(self) -> int:
-        return int(self.hidden.shape[1])
-
-
-def same_texts(some: Sequence[Text], others: Sequence[Text]) -> bool:
-    """Whether two lists of prompts have equal embeddings, encoded once or twice."""
-    if len(some) != len(others):
-        return False
-    return all(a is b or np.array_equal(a.hidden, b.hidden) for a, b in zip(some, others, strict=True))
+    def __eq__(self, other: object) -> bool:
+        """Whether the embeddings are equal, encoded once or twice."""
+        return isinstance(other, Text) and np.array_equal(self.hidden, other.hidden)
 
 
 def stacked(texts: Sequence[Text]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Rows of one batch, padded with zeros on the right: hidden (row, longest, d_model) and its mask (row, longest)."""
-    longest = max(t.length for t in texts)
-    hidden = [np.pad(t.hidden, ((0, 0), (0, longest - t.length), (0, 0))) for t in texts]
-    mask = np.arange(longest) < np.array([[t.length] for t in texts])
-    return np.concatenate(hidden), mask
+    lengths = [t.hidden.shape[1] for t in texts]
+    longest = max(lengths)
+    hidden = [np.pad(t.hidden, ((0, 0), (0, longest - n), (0, 0))) for t, n in zip(texts, lengths, strict=True)]
+    return np.concatenate(hidden), np.arange(longest) < np.array(lengths)[:, None]
 
 
 def guidance_weights(scale: float, rows: int) -> NDArray[np.float32]:

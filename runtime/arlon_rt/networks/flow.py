@@ -14,7 +14,6 @@ from arlon_rt.config import FlowConfig
 # The transform's reference: 512 x 512 pixels, and 5 latents for each 17 frames.
 BASE_AREA = 512 * 512
 FRAMES_OF_CHUNK, LATENTS_OF_CHUNK = 17, 5
-PUBLISHED = FlowConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ def timesteps(n: int, height: int, width: int, frames: int, flow: FlowConfig) ->
 
 
 def schedule(
-    timesteps: Sequence[float] | NDArray[np.floating], mask: NDArray[np.floating], flow: FlowConfig = PUBLISHED
+    timesteps: Sequence[float] | NDArray[np.floating], mask: NDArray[np.floating], flow: FlowConfig
 ) -> list[Step]:
     """The steps of one segment (docs/spec.md 5.7).
 

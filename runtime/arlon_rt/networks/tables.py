@@ -38,9 +38,6 @@ def position_table(
         input_sq_size: side in pixels at which ``scale`` is 1.
         published_bf16: frequencies, pixel sizes and table rounded as in the published bfloat16 run (docs/spec.md 5.4).
     """
-    _require(hidden_size > 0 and hidden_size % 4 == 0, f"hidden_size is {hidden_size}; it must be a multiple of 4")
-    _require(min(grid_height, grid_width) >= 1, f"the patch grid is {grid_height}x{grid_width}; 1x1 is the smallest")
-    _require(min(height, width) > 0, f"the video is {height}x{width} pixels; both must be positive")
     half = hidden_size // 2
     frequencies = (POSITION_PERIOD ** -(np.arange(0, half, 2) / half)).astype(np.float32)
     if published_bf16:
@@ -73,14 +70,12 @@ def rotary_tables(
         published_bf16: frequencies, their products with the frame number, cosines and sines rounded as in
             the published bfloat16 run (docs/spec.md 5.4).
     """
-    _require(frames >= 1, f"frames is {frames}; it must be 1 or more")
-    _require(head_dim > 0 and head_dim % 2 == 0, f"head_dim is {head_dim}; it must be a positive even number")
     if frequencies is None:
         turns = (theta ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     else:
         turns = np.asarray(frequencies, np.float32)
-        half = head_dim // 2
-        _require(turns.shape == (half,), f"frequencies has {turns.size} entries; head_dim {head_dim} needs {half}")
+        if turns.size != (half := head_dim // 2):
+            raise ValueError(f"frequencies has {turns.size} entries; head_dim {head_dim} needs {half}")
     positions = np.arange(frames, dtype=np.float32)[:, None]
     if not published_bf16:
         angles = positions * turns
@@ -92,8 +87,3 @@ def rotary_tables(
 def _sin_cos(coordinates: npt.NDArray[np.float64], frequencies: Float32) -> Float32:
     angles = coordinates.astype(np.float32)[:, None] * frequencies
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +65,10 @@ class TextEncoder:
 
     def __init__(self, session: Session, tokenizer: Tokenizer, config: TextConfig) -> None:
         self._session, self._tokenizer, self._config = session, tokenizer, config
-        self._recent: OrderedDict[str, Text] = OrderedDict()
+        self._encoded = lru_cache(CACHED_PROMPTS)(self._run)
 
     def encode(self, prompt: str) -> Text:
-        """The embedding of a prompt.
-
-        Raises:
-            OptionsError: cleaning leaves no word of the prompt.
-        """
+        """The embedding of a prompt, cleaned as `caption` does."""
         return self._encoded(self.caption(prompt))
 
     def encode_all(self, prompts: Sequence[str]) -> None:
@@ -104,12 +100,7 @@ class TextEncoder:
         """The embedding of the empty prompt, which the token model's guidance steers away from."""
         return self._encoded("")
 
-    def _encoded(self, caption: str) -> Text:
-        if caption not in self._recent:
-            ids = np.array([self._tokenizer.encode(caption, self._config.max_length)], np.int64)
-            outputs = self._session.run({"input_ids": ids, "attention_mask": np.ones(ids.shape, np.bool_)})
-            self._recent[caption] = Text(np.asarray(outputs["last_hidden_state"]))
-        self._recent.move_to_end(caption)
-        if len(self._recent) > CACHED_PROMPTS:
-            self._recent.popitem(last=False)
-        return self._recent[caption]
+    def _run(self, caption: str) -> Text:
+        ids = np.array([self._tokenizer.encode(caption, self._config.max_length)], np.int64)
+        outputs = self._session.run({"input_ids": ids, "attention_mask": np.ones(ids.shape, np.bool_)})
+        return Text(np.asarray(outputs["last_hidden_state"]))

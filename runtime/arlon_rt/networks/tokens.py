@@ -1,19 +1,14 @@
-"""Where a video's tokens come from: the token model (ar.py), or a whole grid from the caller."""
+"""A video's tokens: the token model's state between two segments, and a whole grid from the caller."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arlon_rt.errors import OptionsError
-from arlon_rt.networks.embedding import Text
-
-OnToken = Callable[[int, int], None]
-"""Called with (done, total) after each token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,29 +32,8 @@ class TokenState:
         return cls(codes=tuple(tokens.flatten().tolist()), dropped=0, window=0, context=0, fed=0)
 
 
-class TokenSource(Protocol):
-    """Where a video's tokens come from."""
-
-    @property
-    def guided(self) -> bool:
-        """Whether `extend` takes a null prompt after the prompt."""
-
-    def extend(
-        self, texts: Sequence[Text], code_frames: range, on_token: OnToken = ...
-    ) -> NDArray[np.int64]:
-        """The tokens (1, code_frame, height, width) of these code-frames."""
-
-    def state(self) -> TokenState | None:
-        """The state after the last `extend`; ``None`` where nothing depends on it."""
-
-    def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
-        """Go on from the ``state`` of another source of the kind, whose last `extend` had these ``texts``."""
-
-
 class TokenGrid:
     """All tokens of a video, from the caller: they may be another video's, or written by hand."""
-
-    guided = False
 
     def __init__(self, tokens: NDArray[np.integer], code_frames: int, height: int, width: int, num_codes: int) -> None:
         """From ``tokens`` (code_frame, height, width), checked against the video.
@@ -77,15 +51,6 @@ class TokenGrid:
         self.codes = grid.astype(np.int64)
         """(code_frame, height, width)."""
 
-    def extend(
-        self, texts: Sequence[Text], code_frames: range, on_token: OnToken = lambda done, total: None
-    ) -> NDArray[np.int64]:
-        """The tokens (1, code_frame, height, width) of these code-frames, whatever the texts."""
+    def window(self, code_frames: range) -> NDArray[np.int64]:
+        """The tokens (1, code_frame, height, width) of these code-frames."""
         return np.ascontiguousarray(self.codes[None, code_frames.start : code_frames.stop])
-
-    def state(self) -> None:
-        """``None``: a grid has no state."""
-        return None
-
-    def restore(self, state: TokenState, texts: Sequence[Text]) -> None:
-        """Does nothing: a grid has no state."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,21 +34,15 @@ class VAEDecoder:
     def __init__(self, session: Session, config: VAEConfig) -> None:
         self._session, self._config = session, config
 
-    def decode(self, latents: NDArray[np.float32], num_frames: int) -> Iterator[NDArray[np.uint8]]:
-        """Each chunk's frames (frame, height, width, 3), RGB.
+    def chunks(self, latents: NDArray[np.float32]) -> int:
+        """How many chunks the latents (1, channel, frame, height, width) have."""
+        return math.ceil(int(latents.shape[2]) / self._config.chunk_latents)
+
+    def decode_chunk(self, latents: NDArray[np.float32], chunk: int, num_frames: int) -> NDArray[np.uint8]:
+        """The frames (frame, height, width, 3), RGB, of one chunk; no chunk depends on another.
 
         ``latents`` (1, channel, frame, height, width) begin with a chunk and stand for ``num_frames`` frames.
         """
-        for chunk in range(self.chunks(latents)):
-            yield self.decode_chunk(latents, chunk, num_frames)
-
-    def chunks(self, latents: NDArray[np.float32]) -> int:
-        """How many chunks the latents have."""
-        frames: int = latents.shape[2]
-        return math.ceil(frames / self._config.chunk_latents)
-
-    def decode_chunk(self, latents: NDArray[np.float32], chunk: int, num_frames: int) -> NDArray[np.uint8]:
-        """The frames of one chunk; no chunk depends on another."""
         size, chunk_frames = self._config.chunk_latents, self._config.chunk_frames
         frames = min(num_frames - chunk * chunk_frames, chunk_frames)
         outputs = self._session.run({

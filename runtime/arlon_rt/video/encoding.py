@@ -6,7 +6,6 @@ Colour is BT.709 in limited range, and the tags say so.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -55,36 +54,20 @@ class Quality:
 DEFAULT_QUALITY = Quality()
 
 
-def x264(height: int, width: int, fps: Fraction, quality: Quality) -> av.VideoCodecContext:
-    """A new encoder for one segment of an MP4."""
-    crf = 18 if quality.crf is None else quality.crf
-    options = {"preset": PRESETS[quality.effort], "crf": str(crf), **_instructions(CPU)}
-    return _encoder("libx264", height, width, fps, options)
-
-
-def vp9(height: int, width: int, fps: Fraction, quality: Quality) -> av.VideoCodecContext:
-    """A new encoder for one segment of a WebM."""
-    crf = 24 if quality.crf is None else quality.crf
-    options = {"crf": str(crf), "b": "0", "deadline": "good", "cpu-used": CPU_USED[quality.effort], "row-mt": "0"}
-    return _encoder("libvpx-vp9", height, width, fps, options)
-
-
-Encoder = Callable[[int, int, Fraction, Quality], "av.VideoCodecContext"]
-ENCODERS: Mapping[str, Encoder] = {".mp4": x264, ".webm": vp9}
-"""Suffix of the file name -> what creates its encoder."""
-
-
-def _encoder(
-    codec: str, height: int, width: int, fps: Fraction, options: Mapping[str, str]
-) -> av.VideoCodecContext:
-    """A new encoder of frames of this size in pixels; an odd height or width is made even."""
+def new_encoder(kind: str, height: int, width: int, fps: Fraction, quality: Quality) -> av.VideoCodecContext:
+    """An encoder for one segment of a file with this suffix; an odd height or width, in pixels, is made even."""
     import av
 
+    if kind == ".mp4":
+        codec, crf, options = "libx264", 18, {"preset": PRESETS[quality.effort], **_instructions()}
+    else:
+        codec, crf = "libvpx-vp9", 24
+        options = {"b": "0", "deadline": "good", "cpu-used": CPU_USED[quality.effort], "row-mt": "0"}
     context = av.CodecContext.create(codec, "w")
     assert isinstance(context, av.VideoCodecContext)
     context.height, context.width, context.pix_fmt = height + height % 2, width + width % 2, "yuv420p"
     context.framerate, context.time_base = fps, 1 / fps
-    context.options = dict(options)
+    context.options = {**options, "crf": str(crf if quality.crf is None else quality.crf)}
     context.flags |= av.codec.context.Flags.global_header
     context.thread_count = 1   # x264's output depends on the number of threads
     context.gop_size = round(SECONDS_A_KEYFRAME * fps)
@@ -105,13 +88,13 @@ def png(frame: NDArray[np.uint8]) -> bytes:
     return b"".join(bytes(packet) for packet in [*context.encode(shown), *context.encode(None)])
 
 
-def _instructions(cpu: Path) -> dict[str, str]:
-    """x264's options for processor instructions: AVX2 alone where ``cpu`` lists it, else those x264 finds itself.
+def _instructions() -> dict[str, str]:
+    """x264's options for processor instructions: AVX2 alone where `CPU` lists it, else those x264 finds itself.
 
     The AVX-512 code of x264 (core 165 in av 18.1) is no faster. In most runs of a process that also runs ONNX Runtime
     it gave other bytes for the same frames; with AVX2 1,100 runs gave the same.
     """
-    has_avx2 = cpu.is_file() and re.search(r"^flags\b.*\bavx2\b", cpu.read_text(encoding="utf-8"), re.MULTILINE)
+    has_avx2 = CPU.is_file() and re.search(r"^flags\b.*\bavx2\b", CPU.read_text(encoding="utf-8"), re.MULTILINE)
     return {"x264-params": "asm=AVX2"} if has_avx2 else {}
 
 

@@ -84,15 +84,14 @@ def read_clip(
             f"clip {str(path)!r} gives {len(frames)} frames at {fps:g} a second; {at_least} or more are needed, that "
             f"is {at_least / fps:.2f} seconds{reason}"
         )
-    changes = [*fitting.changes]
     if rate is not None and abs(float(rate) - fps) > 0.005:
-        changes.append(f"{float(rate):.5g} frames a second brought to {fps:g}")
+        fitting.changes.append(f"{float(rate):.5g} frames a second brought to {fps:g}")
     if len(frames) < timing.total or timing.more:
         of = "" if timing.more else f" of {timing.total}"
-        changes.append(f"the {'last' if end else 'first'} {len(frames)}{of} frames taken")
+        fitting.changes.append(f"the {'last' if end else 'first'} {len(frames)}{of} frames taken")
     if broken:
-        changes.append(f"what should come after them is missing ({broken})")
-    return Footage(frames=np.stack(frames), changes=tuple(changes))
+        fitting.changes.append(f"what should come after them is missing ({broken})")
+    return Footage(frames=np.stack(frames), changes=tuple(fitting.changes))
 
 
 def read_image(path: str | os.PathLike[str], *, height: int, width: int) -> Footage:
@@ -205,7 +204,6 @@ class _Timing:
         """The frames, once every picture was taken."""
         if self._shown is not None and not self.more:
             self._show_until(self._shown[0] + max(self._step, 0.5 / self.fps))
-            self._shown = None
         return list(self._held)
 
     def _show_until(self, end: float) -> None:

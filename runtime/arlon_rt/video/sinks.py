@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from arlon_rt.errors import OutputError
 from arlon_rt.video.encoding import DEFAULT_QUALITY, Quality, png
+from arlon_rt.video.track import reporting
 from arlon_rt.video.writer import PipeWriter, VideoWriter, check_writable
 
 if TYPE_CHECKING:
@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 
 PIPE = "-"
 """The target that stands for standard output."""
-
-
-class Sink(Protocol):
-    """Takes the frames of a video, in order. Use it as a context manager."""
-
-    @property
-    def frames_written(self) -> int: ...
-
-    def write(self, frames: NDArray[np.uint8]) -> None: ...
-
-    def end_segment(self) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 class FrameFolder:
@@ -49,7 +32,7 @@ class FrameFolder:
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Append ``frames`` (frame, height, width, 3), RGB uint8."""
-        try:
+        with reporting(self.folder):
             self.folder.mkdir(exist_ok=True)
             for frame in frames:
                 path = self.folder / f"{self.frames_written:06d}.png"
@@ -57,8 +40,6 @@ class FrameFolder:
                 part.write_bytes(png(frame))
                 part.replace(path)
                 self.frames_written += 1
-        except OSError as error:
-            raise OutputError(f"output {str(self.folder)!r} cannot be written: {error.strerror or error}") from error
 
     def end_segment(self) -> None:
         """Nothing to do: each file is complete."""
@@ -66,10 +47,12 @@ class FrameFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
+
+
+Sink = VideoWriter | PipeWriter | FrameFolder
+"""Takes the frames of a video, in order. Use it as a context manager."""
 
 
 def is_folder(target: str) -> bool:
@@ -105,9 +88,7 @@ def open_sink(
     The other arguments are as for `VideoWriter`; a pipe and a folder cannot be resumed.
     """
     if target == PIPE:
-        return PipeWriter(
-            sys.stdout.buffer, fps=fps, height=height, width=width, metadata=metadata, quality=quality
-        )
+        return PipeWriter(sys.stdout.buffer, fps=fps, height=height, width=width, metadata=metadata, quality=quality)
     if is_folder(target):
         return FrameFolder(Path(target))
     return VideoWriter(

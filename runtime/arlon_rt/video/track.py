@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 import numpy as np
 
 from arlon_rt.errors import OutputError
-from arlon_rt.video.encoding import COLOUR_TAGS, ENCODERS, Quality, even, yuv
+from arlon_rt.video.encoding import COLOUR_TAGS, Quality, even, new_encoder, yuv
 
 if TYPE_CHECKING:
     import av
@@ -21,72 +22,96 @@ BITEXACT = {"fflags": "+bitexact", "flush_packets": "1"}
 """Options that keep version strings and times out of the file, and write each packet at once."""
 
 
-class Target(Protocol):
-    """Takes the bytes of a file that has no path."""
+class Pipe:
+    """A stream with nothing but `write`, which passes each fragment on at once."""
 
-    def write(self, content: bytes) -> int: ...
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.gone = stream, False
+
+    def write(self, content: bytes) -> int:
+        try:
+            written = self._stream.write(content)
+            self._stream.flush()
+        except BaseException:
+            self.gone = True
+            raise
+        return written
+
+
+@contextlib.contextmanager
+def reporting(path: Path) -> Iterator[None]:
+    """Turn errors of the system, PyAV's among them (e.g. a full disk), into `OutputError`."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"output {str(path)!r} cannot be written: {error.strerror or error}") from error
 
 
 class Track:
-    """The one video track of a container.
+    """The one video track of a container, the base of its writers.
 
     Args:
-        target: the file, or what takes its bytes.
-        kind: suffix of the file name, a key of `ENCODERS`.
+        path: the name of the target in errors.
+        target: the file or the pipe.
+        kind: suffix of the file name, ``.mp4`` or ``.webm``.
         options: of FFmpeg's muxer.
         height, width: of the frames in pixels.
     """
 
     def __init__(
-        self, target: Path | Target, kind: str, options: Mapping[str, str], *, height: int, width: int,
-        fps: float, quality: Quality, metadata: Mapping[str, str],
+        self, path: Path, target: Path | Pipe, kind: str, options: Mapping[str, str], *, height: int, width: int,
+        fps: float, quality: Quality, metadata: Mapping[str, str] | None,
     ) -> None:
         import av
 
-        self.frames_written = 0
+        self.path, self.frames_written = path, 0
         self._state: Literal["", "open", "no header"] = ""
         self._size, self._rate = (height, width), Fraction(fps).limit_denominator(1001)
-        self._new_encoder = partial(ENCODERS[kind], height, width, self._rate, quality)
+        self._new_encoder = partial(new_encoder, kind, height, width, self._rate, quality)
         self._encoder: av.VideoCodecContext | None = None
-        self._container: Any = av.open(
-            target, "w", format=kind.removeprefix("."), options={**options, **BITEXACT}
-        )
-        self._container.metadata.update(metadata)
-        described = self._new_encoder()   # the track's header; each segment has an encoder of its own
-        self._stream: Any = self._container.add_stream(
-            described.codec.name, rate=described.framerate, options=described.options
-        )
+        with reporting(path):
+            self._container: Any = av.open(target, "w", format=kind.removeprefix("."), options={**options, **BITEXACT})
+            self._container.metadata.update(metadata or {})
+            described = self._new_encoder()   # the track's header; each segment has an encoder of its own
+            self._stream: Any = self._container.add_stream(
+                described.codec.name, rate=described.framerate, options=described.options
+            )
         for name in ("height", "width", "pix_fmt", "thread_count", "gop_size", *COLOUR_TAGS):
             setattr(self._stream.codec_context, name, getattr(described, name))
 
+    def __enter__(self) -> Self:
+        return self
+
     def write(self, frames: NDArray[np.uint8]) -> None:
+        """Append ``frames`` (frame, height, width, 3), RGB uint8."""
         height, width = self._size
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (height, width, 3):
             raise ValueError(f"frames are {frames.dtype} {frames.shape}; uint8 (n, {height}, {width}, 3) is expected")
-        self._encoder = self._encoder or self._new_encoder()
-        for frame in even(frames):
-            self._mux(self._encoder.encode(yuv(frame, self.frames_written)))
-            self.frames_written += 1
+        with reporting(self.path):
+            self._encoder = self._encoder or self._new_encoder()
+            for frame in even(frames):
+                self._mux(self._encoder.encode(yuv(frame, self.frames_written)))
+                self.frames_written += 1
 
     def end_segment(self) -> None:
+        """Close the group of pictures: later frames are encoded independently of these."""
         encoder, self._encoder = self._encoder, None
         if encoder is not None:
-            self._mux(encoder.encode(None))
+            with reporting(self.path):
+                self._mux(encoder.encode(None))
 
-    @property
-    def lost(self) -> bool:
-        """Whether not even the header could be written."""
-        return self._state == "no header"
-
-    def close(self) -> None:
+    def _close_container(self) -> None:
         if self._state != "no header":   # FFmpeg crashes in the trailer of a container without a header
-            self._container.close()
+            with reporting(self.path):
+                self._container.close()
 
-    def take_over(self, before: Path, frames: int) -> None:
+    def _take_over(self, before: Path, frames: int) -> None:
         """Copy the packets of the first ``frames`` frames from the file ``before``; nothing is encoded again."""
         import av
 
-        with av.open(before) as old:
+        with reporting(self.path), av.open(before) as old:
             packets: list[Any] = [packet for packet in old.demux(video=0) if packet.pts is not None]
             begin = min((packet.pts for packet in packets), default=0)   # an unfinished file has no edit list
             taken = [p for p in packets if round((p.pts - begin) * p.time_base * self._rate) < frames]

@@ -357,7 +357,7 @@ def test_the_command_refuses_spoilt_weights_and_leaves_no_bundle(
     ("arguments", "message"),
     [
         (["--dit", "a"], "--vae, --text-encoder missing"),
-        (["folder", "--vae", "b", "--exact"], "--vae, --exact is given"),
+        (["folder", "--vae", "b", "--exact"], "--vae, --exact names weights too"),
     ],
 )
 def test_what_to_export_is_said_once_and_wholly(

@@ -85,8 +85,8 @@ def test_an_old_python_is_an_error() -> None:
 
 
 def test_a_missing_package_names_its_command() -> None:
-    assert check_package("no_such_module", "no-such") == Check(
-        name="no-such", status="error", message="not installed", command="pip install no-such"
+    assert check_package("no_such") == Check(
+        name="no_such", status="error", message="not installed", command="pip install no_such"
     )
 
 

@@ -360,5 +360,5 @@ def test_a_prompt_that_is_encoded_anew_changes_nothing(pipeline: Pipeline, usual
     encoder, frames = pipeline._networks.text_encoder, []
     for chunk in pipeline.stream(PROMPT, OPTIONS):
         frames.append(chunk.frames)
-        encoder._recent.clear()
+        encoder._encoded.cache_clear()
     assert np.array_equal(np.concatenate(frames), usual)

@@ -115,9 +115,9 @@ def test_a_prompt_mid_video_loads_the_text_encoder_and_changes_nothing_else(
         gc.collect()
         fake.most = 0
         with opened(folder, budget) as pipeline:
-            generation = pipeline.stream(PROMPT, dataclasses.replace(OPTIONS, num_frames=221), overlap=overlap)
+            generation = pipeline.stream(PROMPT, dataclasses.replace(OPTIONS, num_frames=374), overlap=overlap)
             chunks = [next(generation)]
-            since = generation.set_prompt("a green triangle stays still", 6.0)
+            since = generation.set_prompt("a green triangle stays still", 12.0)   # the lanes are five segments ahead
             chunks += list(generation)
             videos.append((since, np.concatenate([chunk.frames for chunk in chunks])))
             del generation, chunks

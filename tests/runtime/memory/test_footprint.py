@@ -13,7 +13,7 @@ from tiny_bundle import TINY
 
 
 def test_what_is_held_is_counted_from_the_axes() -> None:
-    found = {tensor.name.partition(",")[0]: tensor.size for tensor in held(FULL_SIZE, PUBLISHED, "fp16")}
+    found = {name.partition(",")[0]: size for name, size in held(FULL_SIZE, PUBLISHED, "fp16").items()}
     tokens, mask, weights = 2 * 56 * 2 * 2 * 16 * 300 * 72, 2 * 300, 2 * 4
     assert found == {
         "caption keys and values": 2 * (tokens + mask + weights),
@@ -26,7 +26,10 @@ def test_what_is_held_is_counted_from_the_axes() -> None:
 
 def test_guidance_of_the_tokens_doubles_their_caches_and_fp32_all_floats() -> None:
     guided = dataclasses.replace(PUBLISHED, ar_guided=True)
-    caches = [held(FULL_SIZE, d, p)[-1].size for d, p in ((PUBLISHED, "fp16"), (guided, "fp16"), (PUBLISHED, "fp32"))]
+    caches = [
+        held(FULL_SIZE, demand, precision)["caches of the token model"]
+        for demand, precision in ((PUBLISHED, "fp16"), (guided, "fp16"), (PUBLISHED, "fp32"))
+    ]
     assert caches == [caches[0], 2 * caches[0], 2 * caches[0]]
 
 
@@ -43,4 +46,4 @@ def test_a_request_without_injection_needs_no_token_model() -> None:
     plain = dataclasses.replace(SMALL, inject=False)
     names = {spec.name for spec in needed_graphs(TINY, plain)}
     assert names == {"text_encoder", "caption", "dit", "vae_decoder", "vae_encoder"}
-    assert not any("caches" in tensor.name for tensor in held(TINY, plain, "fp16"))
+    assert not any("caches" in name for name in held(TINY, plain, "fp16"))

@@ -45,7 +45,7 @@ def test_each_lane_has_an_arena_as_large_as_its_largest_graph_needs() -> None:
     plan = planned(None)
     assert plan.arenas == {"drafting": 50_000, "denoising": 80_000, "decoding": 100_000}
     assert plan.resident_peak == (
-        CONTEXT + sum(t.size for t in plan.held) + sum(SIZES.values()) + sum(g.buffers for g in plan.graphs) + 230_000
+        CONTEXT + sum(plan.held.values()) + sum(SIZES.values()) + sum(g.buffers for g in plan.graphs) + 230_000
     )
 
 
@@ -66,7 +66,7 @@ def test_the_offloaded_text_encoder_counts_what_is_held_and_no_other_weights() -
     plan = planned(planned(None, text_encoder=900_000).peak - 1, text_encoder=900_000)
     text = plan.of("text_encoder")
     assert plan.offloaded_peaks == {
-        "text_encoder": CONTEXT + sum(t.size for t in plan.held) + 900_000 + text.buffers + text.activations.size
+        "text_encoder": CONTEXT + sum(plan.held.values()) + 900_000 + text.buffers + text.activations.size
     }
     assert plan.resident_peak == planned(None).resident_peak - SIZES["text_encoder"] - text.buffers
     assert plan.peak == max(plan.resident_peak, plan.offloaded_peaks["text_encoder"])

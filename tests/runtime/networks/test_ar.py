@@ -61,7 +61,7 @@ def text(length: int, value: float = 1.0) -> Text:
 
 
 def started(toy: ToyTokenModel, sampling: Sampling = SAMPLING, config: ARConfig = CONFIG) -> TokenStream:
-    return TokenModel(toy, toy, config).start(2, 3, sampling)
+    return TokenStream(TokenModel(toy, toy, config), 2, 3, sampling)
 
 
 def tokens_of(ranges: Sequence[range], prompt: Text, sampling: Sampling = SAMPLING) -> dict[int, bytes]:
@@ -151,7 +151,6 @@ def test_a_new_prompt_keeps_half_a_window_as_context() -> None:
 def test_with_guidance_each_row_writes_after_its_own_text() -> None:
     toy = ToyTokenModel()
     stream = started(toy, Sampling(guidance_scale=3.0, temperature=1.0, top_k=5, top_p=0.9, seed=3))
-    assert stream.guided
     stream.extend([text(5), text(1)], range(1))
     assert toy.calls[0]["last_hidden_state"].shape == (2, 5, 3)
     assert toy.calls[0]["key_0"].shape == (2, 2, 40, 4)
@@ -173,7 +172,7 @@ def test_a_window_of_the_longest_prompt_fills_the_cache_and_no_more() -> None:
 
 def test_a_grid_larger_than_the_model_was_trained_for_is_refused() -> None:
     with pytest.raises(OptionsError, match="at most 2 x 3"):
-        TokenModel(ToyTokenModel(), ToyTokenModel(), CONFIG).start(3, 3, SAMPLING)
+        TokenModel(ToyTokenModel(), ToyTokenModel(), CONFIG).check_size(3, 3)
 
 
 def test_a_token_that_is_no_code_is_refused() -> None:

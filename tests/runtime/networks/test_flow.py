@@ -66,25 +66,25 @@ def test_the_first_timestep_is_pure_noise_and_never_above(size: tuple[int, int, 
 
 
 def test_steps_add_up_to_the_whole_way() -> None:
-    steps = flow.schedule(flow.timesteps(7, 64, 64, 68, PUBLISHED), np.ones(20))
+    steps = flow.schedule(flow.timesteps(7, 64, 64, 68, PUBLISHED), np.ones(20), PUBLISHED)
     assert sum(s.step_size for s in steps) == pytest.approx(1)
 
 
 def test_without_kept_frames_all_take_part_and_none_is_noised_again() -> None:
-    for step in flow.schedule([1000, 600, 200], np.ones(5)):
+    for step in flow.schedule([1000, 600, 200], np.ones(5), PUBLISHED):
         assert step.frame_mask.all()
         assert not step.noise_mask.any()
 
 
 def test_kept_frames_never_take_part() -> None:
     mask = np.array([0, 0, 1, 1])
-    for step in flow.schedule([1000, 600, 200], mask):
+    for step in flow.schedule([1000, 600, 200], mask, PUBLISHED):
         assert step.frame_mask.tolist() == [False, False, True, True]
         assert not step.noise_mask.any()
 
 
 def test_a_partly_kept_frame_joins_once_the_noise_has_fallen_to_its_level() -> None:
-    steps = flow.schedule([1000, 600, 200], np.array([0.7, 1, 0.2]))
+    steps = flow.schedule([1000, 600, 200], np.array([0.7, 1, 0.2]), PUBLISHED)
     assert [s.frame_mask.tolist() for s in steps] == [[False, True, False], [True, True, False], [True, True, True]]
     assert [s.noise_mask.tolist() for s in steps] == [[False] * 3, [True, False, False], [False, False, True]]
 
@@ -102,7 +102,7 @@ def test_trajectories_equal_those_of_open_sora(reference: Path) -> None:
         masked = f"{case}.mask" in recorded.files
         mask = of("mask")[0] if masked else np.ones(of("z0").shape[2])
         # the recorded timesteps, because float32 rounding can lift the first above 1000, which moves the mask
-        steps = flow.schedule(of("timesteps"), mask)
+        steps = flow.schedule(of("timesteps"), mask, PUBLISHED)
         weights = np.array([scale, 1 - scale], np.float32)
         out = denoise(
             ToyDiT(recorded["A"], bonus=0.05 if masked else 0), of("z0"), steps,

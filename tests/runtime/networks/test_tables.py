@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -71,14 +70,6 @@ def test_the_published_position_table_is_bfloat16_all_through() -> None:
     assert 0 < np.abs(published - table()).max() < 0.05
 
 
-@pytest.mark.parametrize(("call", "names"), [
-    (lambda: position_table(2, 2, 6, height=8, width=8, input_sq_size=64), "hidden_size is 6"),
-    (lambda: position_table(0, 2, 8, height=8, width=8, input_sq_size=64), "patch grid is 0x2"),
-    (lambda: position_table(2, 2, 8, height=0, width=8, input_sq_size=64), "video is 0x8 pixels"),
-    (lambda: rotary_tables(0, 4, 100.0), "frames is 0"),
-    (lambda: rotary_tables(2, 5, 100.0), "head_dim is 5"),
-    (lambda: rotary_tables(2, 4, 100.0, frequencies=(1.0,)), "frequencies has 1 entries"),
-])
-def test_impossible_sizes_are_refused_by_name(call: Callable[[], object], names: str) -> None:
-    with pytest.raises(ValueError, match=names):
-        call()
+def test_too_few_frequencies_are_refused() -> None:
+    with pytest.raises(ValueError, match="frequencies has 1 entries"):
+        rotary_tables(2, 4, 100.0, frequencies=(1.0,))

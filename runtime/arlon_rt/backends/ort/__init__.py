@@ -5,7 +5,7 @@ from arlon_rt.backends.ort.library import (
     available_providers,
     import_runtime,
     installed_runtimes,
-    require_device,
+    providers_of,
 )
 from arlon_rt.backends.ort.placement import NodeRun, Placement, place_graph
 from arlon_rt.backends.ort.verification import verify_opened

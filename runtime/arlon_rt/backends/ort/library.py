@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import logging
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -45,26 +46,9 @@ def installed_runtimes() -> dict[str, str]:
 
     found = {}
     for name in RUNTIMES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
-
-
-def available_providers() -> list[str]:
-    """The execution providers of the installed ONNX Runtime, e.g. ``CPUExecutionProvider``."""
-    return _available(import_runtime())
-
-
-def require_device(device: str) -> None:
-    """Raise unless the installed ONNX Runtime was built for ``device``; no graph is opened.
-
-    Raises:
-        MissingExtraError: ONNX Runtime is not installed.
-        BackendError: it has no CUDA, or there is no such device.
-    """
-    providers_of(import_runtime(), device)
 
 
 def import_runtime() -> ModuleType:
@@ -74,17 +58,17 @@ def import_runtime() -> ModuleType:
         MissingExtraError: it is not installed; the message names the pip command.
     """
     try:
-        import onnxruntime
+        return import_module("onnxruntime")
     except ImportError as error:
         raise MissingExtraError(
             f'ONNX Runtime cannot be imported ({error}); run: pip install "arlon-rt[cpu]", or "arlon-rt[gpu]", not both'
         ) from error
-    module: ModuleType = onnxruntime
-    return module
 
 
-def _available(runtime: ModuleType) -> list[str]:
-    """Providers that are compiled in, and those of plugins; in some builds CUDA is a plugin."""
+def available_providers() -> list[str]:
+    """The execution providers of the installed ONNX Runtime, e.g. ``CPUExecutionProvider``."""
+    runtime = import_runtime()
+    # In some builds CUDA is a plugin.
     plugins = (device.ep_name for device in runtime.get_ep_devices())
     return list(dict.fromkeys([*runtime.get_available_providers(), *plugins]))
 
@@ -102,9 +86,9 @@ def _load_cuda(runtime: ModuleType) -> None:
         logger.warning("CUDA: %s", " ".join(printed.getvalue().split()))
 
 
-def session_options(runtime: ModuleType, threads: int | None) -> Any:
+def session_options(threads: int | None) -> Any:
     """The options of a session; ``threads`` run one operator, ``None`` lets ONNX Runtime choose."""
-    options = runtime.SessionOptions()
+    options = import_runtime().SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
@@ -114,13 +98,19 @@ def session_options(runtime: ModuleType, threads: int | None) -> Any:
     return options
 
 
-def providers_of(runtime: ModuleType, device: str) -> list[Any]:
-    """The execution providers of ``device``; CUDA never falls back to the CPU quietly."""
+def providers_of(device: str) -> list[Any]:
+    """The execution providers of ``device``; CUDA never falls back to the CPU quietly.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        BackendError: it was built without CUDA, or there is no such device.
+    """
+    runtime = import_runtime()
     kind, number = device_parts(device)
     if kind == "cpu":
         return ["CPUExecutionProvider"]
     _load_cuda(runtime)
-    available = _available(runtime)
+    available = available_providers()
     if CUDA not in available:
         raise BackendError(
             f"device is {device!r}, but this ONNX Runtime has {', '.join(available)}; "
@@ -129,24 +119,20 @@ def providers_of(runtime: ModuleType, device: str) -> list[Any]:
     return [(CUDA, {"device_id": number, **CUDA_OPTIONS})]
 
 
-def open_graph(
-    runtime: ModuleType, bundle: Bundle, graph: str, precision: str, providers: list[Any], options: Any
-) -> Any:
+def open_graph(bundle: Bundle, graph: str, precision: str, providers: list[Any], options: Any) -> Any:
     """The ``onnxruntime.InferenceSession`` of a graph.
 
     Raises:
         BundleError: the file is damaged.
         BackendError: ONNX Runtime cannot open it.
     """
-    path = bundle.graph_file(graph, precision)
+    runtime, path = import_runtime(), bundle.graph_file(graph, precision)
     try:
         # With its fallback ONNX Runtime prints an error on stdout and opens the graph on the CPU.
         return runtime.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
     except Exception as error:
         if type(error).__name__ in _DAMAGED:
-            raise BundleError(
-                f"{path} is damaged ({one_line(error)}); run `arlon-rt verify {bundle.path}`"
-            ) from error
+            raise BundleError(f"{path} is damaged ({one_line(error)}); run `arlon-rt verify {bundle.path}`") from error
         raise BackendError(f"{path} cannot be opened: {one_line(error)}") from error
 
 

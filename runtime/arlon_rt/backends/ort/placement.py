@@ -6,7 +6,9 @@ import json
 import statistics
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,22 +70,16 @@ def place_graph(bundle: Bundle, graph: str, *, device: str, precision: str) -> P
         BundleError: the bundle has no such graph or its file is damaged.
         BackendError: ONNX Runtime cannot run the graph on that device.
     """
-    with tempfile.TemporaryDirectory(prefix="arlon-rt-") as folder:
-        prefix = Path(folder) / "profile"
-        session = OrtSession.open(bundle, graph, device=device, precision=precision, threads=None, profile=prefix)
-        try:
-            _run(session, precision, 1)
-            nodes = read_profile(session.end_profile())
-        finally:
-            session.close()
-    session = OrtSession.open(bundle, graph, device=device, precision=precision, threads=None)
-    try:
+    opened = partial(OrtSession.open, bundle, graph, device=device, precision=precision, threads=None)
+    with (
+        tempfile.TemporaryDirectory(prefix="arlon-rt-") as folder,
+        closing(opened(profile=Path(folder) / "profile")) as session,
+    ):
+        _run(session, precision, 1)
+        nodes = read_profile(session.end_profile())
+    with closing(opened()) as session:
         seconds = _run(session, precision, 1 + TIMED_RUNS)[1:]
-    finally:
-        session.close()
-    return Placement(
-        graph=graph, precision=precision, milliseconds=1e3 * statistics.median(seconds), nodes=nodes
-    )
+    return Placement(graph=graph, precision=precision, milliseconds=1e3 * statistics.median(seconds), nodes=nodes)
 
 
 def usual_feed(spec: GraphSpec, precision: str) -> dict[str, Array]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,11 +30,11 @@ from arlon_rt.backends.ort.library import (
 from arlon_rt.backends.session import Array, Front, Handle
 from arlon_rt.bundle import Bundle
 from arlon_rt.errors import BackendError, BundleError
-from arlon_rt.graphs import GraphSpec, TensorSpec
+from arlon_rt.graphs import GraphSpec
 
 
 class OrtHandle:
-    """A tensor held by ONNX Runtime, on the session's device."""
+    """A tensor of ONNX Runtime on the session's device; implements `arlon_rt.backends.session.Handle`."""
 
     def __init__(self, value: Any, device: str) -> None:
         self.value = value
@@ -45,7 +44,6 @@ class OrtHandle:
         self.dtype: np.dtype[Any] = np.dtype(TYPES[value.data_type()])
 
     def numpy(self) -> Array:
-        """A copy on the host."""
         array: Array = self.value.numpy()
         return np.array(array) if self.value.device_name() == "cpu" else array
 
@@ -53,10 +51,11 @@ class OrtHandle:
 class OrtSession:
     """One graph opened in ONNX Runtime; implements `arlon_rt.backends.session.Session`."""
 
-    def __init__(self, runtime: ModuleType, opened: Any, spec: GraphSpec, *, precision: str, device: str) -> None:
-        self._runtime = runtime
+    def __init__(self, opened: Any, spec: GraphSpec, *, precision: str, device: str) -> None:
+        self._runtime = import_runtime()
         self._opened: Any | None = opened
         self._front = Front(spec, precision, OrtHandle, device)
+        self.spec, self.float_dtype = spec, self._front.float_dtype
         self._device_type, self._device_id = device_parts(device)
 
     @classmethod
@@ -71,12 +70,10 @@ class OrtSession:
         if precision == "bf16":
             others = " or ".join(p for p in bundle.manifest.graphs.get(graph, {}) if p != precision) or "fp32, exported"
             raise BackendError(f"precision is 'bf16', which ONNX Runtime does not run here; use --precision {others}")
-        runtime = import_runtime()
-        providers = providers_of(runtime, device)
-        options = session_options(runtime, threads)
+        providers, options = providers_of(device), session_options(threads)
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        opened = open_graph(runtime, bundle, graph, precision, providers, options)
+        opened = open_graph(bundle, graph, precision, providers, options)
         spec = bundle.spec(graph)
         if found := contract_differences(opened, spec, precision):
             raise BundleError(f"{bundle.graph_file(graph, precision)} does not fit its contract: {found[0]}")
@@ -85,45 +82,42 @@ class OrtSession:
                 f"device is {device!r}, but CUDA did not start: there is no GPU, no driver, or CUDA's libraries are "
                 'missing, which pip install "onnxruntime-gpu[cuda,cudnn]" brings'
             )
-        return cls(runtime, opened, spec, precision=precision, device=device)
-
-    @property
-    def spec(self) -> GraphSpec:
-        return self._front.spec
-
-    @property
-    def float_dtype(self) -> np.dtype[Any]:
-        return self._front.float_dtype
+        return cls(opened, spec, precision=precision, device=device)
 
     def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
-        """The outputs of one run; see `arlon_rt.backends.session.Session.run`."""
         opened = self._front.opened(self._opened)
         handles = self._front.handles(feed, hold)
         binding = opened.io_binding()
         try:
             shared = self._bind_inputs(binding, feed, handles)
-            self._bind_outputs(binding, hold, shared)
+            for tensor in self.spec.outputs:
+                if tensor.alias:
+                    binding.bind_ortvalue_output(tensor.name, shared[tensor.alias].value)
+                elif tensor.name in hold:
+                    binding.bind_output(tensor.name, self._device_type, self._device_id)
+                else:
+                    binding.bind_output(tensor.name, "cpu")
             opened.run_with_iobinding(binding)
             results = binding.get_outputs()
         except BackendError:
             raise
         except Exception as error:
             raise BackendError(f"{self.spec.name}: {one_line(error)}") from error
-        return {t.name: self._result(t, v, hold, shared) for t, v in zip(self.spec.outputs, results, strict=True)}
+        outputs = {
+            t.name: shared[t.alias] if t.alias else OrtHandle(value, self._front.device)
+            for t, value in zip(self.spec.outputs, results, strict=True)
+        }
+        return {name: handle if name in hold else handle.numpy() for name, handle in outputs.items()}
 
     def upload(self, name: str, array: Array) -> OrtHandle:
-        """A handle of ``array``; see `arlon_rt.backends.session.Session.upload`."""
         self._front.opened(self._opened)
         return self._on_device(self._front.uploaded(name, array))
 
     def end_profile(self) -> Path:
-        """The path of a JSON file with an event for each node of each run so far, if the session was opened with
-        ``profile``."""
-        assert self._opened is not None
-        return Path(self._opened.end_profiling())
+        """The JSON file with an event for each node of each run; the session must have been opened with ``profile``."""
+        return Path(self._front.opened(self._opened).end_profiling())
 
     def close(self) -> None:
-        """Free the graph. A second call does nothing; handles stay valid."""
         self._opened = None
 
     def _bind_inputs(
@@ -149,21 +143,6 @@ class OrtSession:
             if name in self._front.aliased:
                 shared[name] = held
         return shared
-
-    def _bind_outputs(self, binding: Any, hold: Collection[str], shared: Mapping[str, OrtHandle]) -> None:
-        for tensor in self.spec.outputs:
-            if tensor.alias:
-                binding.bind_ortvalue_output(tensor.name, shared[tensor.alias].value)
-            elif tensor.name in hold:
-                binding.bind_output(tensor.name, self._device_type, self._device_id)
-            else:
-                binding.bind_output(tensor.name, "cpu")
-
-    def _result(
-        self, tensor: TensorSpec, value: Any, hold: Collection[str], shared: Mapping[str, OrtHandle]
-    ) -> Array | Handle:
-        held = shared[tensor.alias] if tensor.alias else OrtHandle(value, self._front.device)
-        return held if tensor.name in hold else held.numpy()
 
     def _on_device(self, array: Array) -> OrtHandle:
         """A buffer on the device that holds a contiguous array; on the CPU it is the array's own."""

@@ -22,15 +22,10 @@ def verify_opened(bundle: Bundle) -> Iterator[Finding]:
                 yield Finding(where=where, message=message, severity="warning")
                 continue
             try:
-                messages = _differences(bundle, graph, precision)
+                options = session_options(threads=1)
+                options.graph_optimization_level = import_runtime().GraphOptimizationLevel.ORT_DISABLE_ALL
+                opened = open_graph(bundle, graph, precision, ["CPUExecutionProvider"], options)
+                messages = contract_differences(opened, bundle.spec(graph), precision)
             except ArlonError as error:
                 messages = [str(error)]
             yield from (Finding(where=where, message=message) for message in messages)
-
-
-def _differences(bundle: Bundle, graph: str, precision: str) -> list[str]:
-    runtime = import_runtime()
-    options = session_options(runtime, threads=1)
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    opened = open_graph(runtime, bundle, graph, precision, ["CPUExecutionProvider"], options)
-    return contract_differences(opened, bundle.spec(graph), precision)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from arlon_rt.backends.trt.cuda import Graph, Memory, Stream
+from arlon_rt.backends.trt.cuda import Memory, Stream
 from arlon_rt.errors import BackendError
 from arlon_rt.graphs import GraphSpec
 
@@ -73,10 +73,8 @@ class Profile:
     @classmethod
     def of(cls, engine: Any, index: int, spec: GraphSpec) -> Profile:
         """Profile ``index`` of an engine."""
-        ranges = {}
-        for tensor in spec.inputs:
-            least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(tensor.name, index))
-            ranges[tensor.name] = least, most
+        shapes = {t.name: engine.get_tensor_profile_shape(t.name, index) for t in spec.inputs}
+        ranges = {name: (tuple(least), tuple(most)) for name, (least, _, most) in shapes.items()}
         return cls(sum(math.prod(most) for _, most in ranges.values()), index, ranges)
 
     def fits(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -106,14 +104,10 @@ class Context:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._size = 0
         self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
-        self._graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
+        self.graphs: OrderedDict[tuple[int, ...], Callable[[], None]] = OrderedDict()
+        """The set of addresses of each CUDA graph -> its launch."""
         self.refused = ""
         """Why runs of this context are not captured; empty if they are."""
-
-    @property
-    def graphs(self) -> int:
-        """The number of its CUDA graphs."""
-        return len(self._graphs)
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Set the shapes of the inputs."""
@@ -138,33 +132,29 @@ class Context:
         """Enqueue one execution on the lane's stream."""
         activations = self._lane.activations(self._size)
         placed = (activations.address, *(memory.address for memory in tensors.values()))
-        if placed not in self._graphs:
-            self._place(activations, tensors)
+        if placed not in self.graphs:
+            self._context.set_device_memory(activations.address, activations.size)
+            for name, memory in tensors.items():
+                if not self._context.set_tensor_address(name, memory.address):
+                    raise BackendError(
+                        f"{self._graph}: the engine does not take memory for {name}: {self._complaint()}"
+                    )
             if not (placed in self._seen and self._capture(placed)):
-                self._remember(placed)
+                self._seen[placed] = None
+                if len(self._seen) > MOST_SEEN:
+                    self._seen.popitem(last=False)
                 if not self._context.execute_async_v3(self._lane.stream.handle):
                     raise BackendError(f"{self._graph}: the engine did not run: {self._complaint()}")
                 return
-        self._graphs.move_to_end(placed)
-        self._graphs[placed].launch()
+        self.graphs.move_to_end(placed)
+        self.graphs[placed]()
 
     def forget(self) -> None:
         """Drop all CUDA graphs, after those that were launched are done."""
-        if self._graphs:
+        if self.graphs:
             self._lane.stream.wait()
-        self._graphs.clear()
+        self.graphs.clear()
         self._seen.clear()
-
-    def _place(self, activations: Memory, tensors: Mapping[str, Memory]) -> None:
-        self._context.set_device_memory(activations.address, activations.size)
-        for name, memory in tensors.items():
-            if not self._context.set_tensor_address(name, memory.address):
-                raise BackendError(f"{self._graph}: the engine does not take memory for {name}: {self._complaint()}")
-
-    def _remember(self, placed: tuple[int, ...]) -> None:
-        self._seen[placed] = None
-        if len(self._seen) > MOST_SEEN:
-            self._seen.popitem(last=False)
 
     def _capture(self, placed: tuple[int, ...]) -> bool:
         """Whether a run with these addresses was captured; a context that fails once warns and never tries again."""
@@ -176,8 +166,8 @@ class Context:
             self.refused = f"{error}; {self._complaint()}"
             _log.warning("%s runs without CUDA graphs, which is slower: %s", self._graph, self.refused)
             return False
-        if len(self._graphs) == MOST_GRAPHS:
+        if len(self.graphs) == MOST_GRAPHS:
             self._lane.stream.wait()
-            self._graphs.popitem(last=False)
-        self._graphs[placed] = graph
+            self.graphs.popitem(last=False)
+        self.graphs[placed] = graph
         return True

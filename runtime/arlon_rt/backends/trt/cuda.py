@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,13 +34,6 @@ class Memory(Protocol):
         """In bytes."""
 
 
-class Graph(Protocol):
-    """Work that was captured from a stream."""
-
-    def launch(self) -> None:
-        """Enqueue the work again on its stream, with the addresses of its capture."""
-
-
 class Stream(Protocol):
     """Work on the device, in one order. Only `download` and `wait` return after it is done."""
 
@@ -56,16 +50,16 @@ class Stream(Protocol):
     def download(self, memory: Memory, array: Array) -> None:
         """Wait for the work so far, and copy memory into a contiguous array."""
 
-    def copy(
-        self, target: Memory, source: Memory, size: int, *, target_at: int = 0, source_at: int = 0
-    ) -> None:
+    def copy(self, target: Memory, source: Memory, size: int, *, target_at: int = 0, source_at: int = 0) -> None:
         """Copy ``size`` bytes on the device; ``source_at`` and ``target_at`` are the first bytes."""
 
     def after(self, other: Stream) -> None:
         """Let later work of this stream begin after the work of ``other`` so far; the host does not wait."""
 
-    def capture(self, enqueue: Callable[[int], bool]) -> Graph:
-        """The work that ``enqueue`` puts on a ``cudaStream_t``, as a graph for this stream; nothing runs.
+    def capture(self, enqueue: Callable[[int], bool]) -> Callable[[], None]:
+        """A CUDA graph of the work that ``enqueue`` puts on a ``cudaStream_t``; nothing runs.
+
+        Each call of the result enqueues the work on this stream, with the addresses of its capture.
 
         Raises:
             BackendError: ``enqueue`` returned False, or its work cannot be captured.
@@ -89,6 +83,7 @@ class CudaStream:
         from cuda.core import LegacyPinnedMemoryResource
 
         self._device, self._stream = device, device.create_stream()
+        self.handle = int(self._stream.handle)
         self._pinned = LegacyPinnedMemoryResource()
         self._staged: deque[tuple[Any, Any]] = deque()
         """Pinned memory with the event that ends its last copy, the oldest first."""
@@ -114,10 +109,6 @@ class CudaStream:
         except Exception as error:   # CUDA's own, of several kinds
             raise BackendError(f"GPU {number} cannot be used: {error}; run `arlon-rt doctor`") from error
 
-    @property
-    def handle(self) -> int:
-        return int(self._stream.handle)
-
     def allocate(self, size: int) -> CudaMemory:
         try:
             return CudaMemory(self._device.allocate(max(size, 1), stream=self._stream))
@@ -130,7 +121,7 @@ class CudaStream:
             return
         staged = self._stage(array.nbytes)
         np.copyto(_bytes(staged)[: array.nbytes], array.reshape(-1).view(np.uint8))
-        memory.part(array.nbytes).copy_from(_part(staged, array.nbytes), stream=self._stream)
+        _part(memory.buffer, array.nbytes).copy_from(_part(staged, array.nbytes), stream=self._stream)
         self._staged.append((staged, self._stream.record()))
 
     def download(self, memory: Memory, array: Array) -> None:
@@ -138,23 +129,21 @@ class CudaStream:
         if not array.nbytes:
             return
         staged = self._stage(array.nbytes)
-        memory.part(array.nbytes).copy_to(_part(staged, array.nbytes), stream=self._stream)
+        _part(memory.buffer, array.nbytes).copy_to(_part(staged, array.nbytes), stream=self._stream)
         self.wait()
         np.copyto(array.reshape(-1).view(np.uint8), _bytes(staged)[: array.nbytes])
         self._staged.appendleft((staged, self._stream.record()))
 
-    def copy(
-        self, target: Memory, source: Memory, size: int, *, target_at: int = 0, source_at: int = 0
-    ) -> None:
+    def copy(self, target: Memory, source: Memory, size: int, *, target_at: int = 0, source_at: int = 0) -> None:
         assert isinstance(target, CudaMemory)
         assert isinstance(source, CudaMemory)
-        target.part(size, target_at).copy_from(source.part(size, source_at), stream=self._stream)
+        _part(target.buffer, size, target_at).copy_from(_part(source.buffer, size, source_at), stream=self._stream)
 
     def after(self, other: Stream) -> None:
         assert isinstance(other, CudaStream)
         self._stream.wait(other._stream)
 
-    def capture(self, enqueue: Callable[[int], bool]) -> CudaGraph:
+    def capture(self, enqueue: Callable[[int], bool]) -> Callable[[], None]:
         # The capture has a stream of its own. Other threads may use this one meanwhile, mostly to free a handle, and
         # their work does not belong in the graph.
         builder = self._device.create_graph_builder()
@@ -171,7 +160,7 @@ class CudaStream:
             builder.close()
         if graph is None:
             raise BackendError("a run cannot be captured")
-        return CudaGraph(graph, self._stream)
+        return partial(graph.launch, self._stream)
 
     def wait(self) -> None:
         self._stream.sync()
@@ -200,36 +189,15 @@ class CudaStream:
         return self._pinned.allocate(max(size, SMALLEST))
 
 
-class CudaGraph:
-    """A ``cuda.core.graph.Graph``; implements `Graph`."""
-
-    def __init__(self, graph: Any, stream: Any) -> None:
-        self._graph, self._stream = graph, stream
-
-    def launch(self) -> None:
-        self._graph.launch(self._stream)
-
-
 class CudaMemory:
     """A ``cuda.core.Buffer``; implements `Memory`."""
 
     def __init__(self, buffer: Any) -> None:
-        self._buffer = buffer
-
-    @property
-    def address(self) -> int:
-        return int(self._buffer.handle)
-
-    @property
-    def size(self) -> int:
-        return int(self._buffer.size)
-
-    def part(self, size: int, start: int = 0) -> Any:
-        """Some of its bytes as a buffer, because copies take two buffers of one size."""
-        return _part(self._buffer, size, start)
+        self.buffer, self.address, self.size = buffer, int(buffer.handle), int(buffer.size)
 
 
 def _part(buffer: Any, size: int, start: int = 0) -> Any:
+    """Some bytes of a buffer as another, because copies take two buffers of one size."""
     from cuda.core import Buffer
 
     return buffer if buffer.size == size else Buffer.from_handle(int(buffer.handle) + start, size, owner=buffer)

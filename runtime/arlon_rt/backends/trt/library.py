@@ -60,16 +60,14 @@ def stream_weights(engine: Any, name: str, plan_bytes: int, on_device: int | Non
         EngineError: the engine was not built to stream that much.
     """
     streamable = engine.streamable_weights_size
-    if on_device is None or on_device >= plan_bytes:
-        if streamable:
-            engine.weight_streaming_budget_v2 = streamable
-        return
-    if plan_bytes - on_device > streamable:
+    streamed = 0 if on_device is None else max(0, plan_bytes - on_device)
+    if streamed > streamable:
         raise EngineError(
-            f"{name}: {mebibytes(plan_bytes - on_device)} of its weights are to be streamed, and the engine streams "
+            f"{name}: {mebibytes(streamed)} of its weights are to be streamed, and the engine streams "
             f"{mebibytes(streamable)} at most; build it with --weight-streaming, or allow a larger vram_budget"
         )
-    engine.weight_streaming_budget_v2 = streamable - (plan_bytes - on_device)
+    if streamable:
+        engine.weight_streaming_budget_v2 = streamable - streamed
 
 
 def new_log(trt: ModuleType) -> Any:

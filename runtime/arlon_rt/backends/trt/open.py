@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from arlon_rt.backends.device import compute_capability, device_number
+from arlon_rt.backends.device import compute_capability, device_parts
 from arlon_rt.backends.session import Session, numpy_dtype
 from arlon_rt.backends.trt.library import import_tensorrt
 from arlon_rt.backends.trt.residency import RESIDENT, OffloadableSession, Residency
@@ -35,6 +35,8 @@ def open_engines(
 ) -> Iterator[Session]:
     """A session for each graph, of its engine. The sessions share one GPU and keep to the budget of its memory.
 
+    Engines are loaded at once. If the plan for the budget offloads a graph, each is loaded when it first runs.
+
     Raises:
         EngineError: a graph has no engine that fits and may be loaded; the message has the command that builds it.
         BudgetError: the model does not fit the budget.
@@ -42,48 +44,42 @@ def open_engines(
     """
     if precision not in FLOAT_DTYPE:
         raise BackendError(f"precision is {precision!r}; backend {flavour} runs {', '.join(FLOAT_DTYPE)}")
-    number = device_number(device)
+    kind, number = device_parts(device)
+    if kind != "cuda":
+        raise BackendError(f"device is {device!r}; TensorRT needs 'cuda' or 'cuda:N'")
     required = Identity(
         flavour=flavour, version=import_tensorrt(flavour).__version__, compute_capability=compute_capability(number),
         precision=precision,
     )
     gpu = Gpu.open(flavour, number)
+
+    def found(graph: str) -> Path:
+        return find_engine(bundle, graph, best_built(bundle, graph, required), trust)
+
     if budget is None:
-        for graph in graphs:
-            yield _loader(gpu, bundle, graph, find_engine(bundle, graph, best_built(bundle, graph, required), trust))()
+        yield from (_loader(gpu, bundle, graph, found(graph))() for graph in graphs)
         return
-    yield from _within_budget(budget, gpu, bundle, list(graphs), required, trust)
-
-
-def _within_budget(
-    budget: Budget, gpu: Gpu, bundle: Bundle, graphs: list[str], required: Identity, trust: bool
-) -> Iterator[Session]:
-    """Sessions that follow a memory plan. They are loaded at once if the plan offloads no graph, else when they run."""
-    paths = {graph: find_engine(bundle, graph, best_built(bundle, graph, required), trust) for graph in graphs}
+    paths = {graph: found(graph) for graph in graphs}
     engines = {graph: find_entry(bundle, path) for graph, path in paths.items()}
-    plan = plan_for(bundle, budget.demand, required.precision, budget.size, engines)
+    plan = plan_for(bundle, budget.demand, precision, budget.size, engines)
     check_fits(bundle, plan, engines)
     gpu.one_lane = plan.one_arena
     streamed = {g.graph: g.on_device for g in plan.graphs if g.streamed}
     paths |= _streaming_engines(bundle, {graph: engines[graph].header.identity for graph in streamed}, trust)
     residency = Residency(gpu.trim)
     planned = {g.graph for g in plan.graphs}
-    for graph in graphs:
-        load = _loader(gpu, bundle, graph, paths[graph], streamed.get(graph))
+    for graph, path in paths.items():
+        load = _loader(gpu, bundle, graph, path, streamed.get(graph))
         if graph in planned and not plan.offloaded_peaks:
             yield load()
             continue
         group = graph if graph in plan.offloaded_peaks else RESIDENT
-        dtype = numpy_dtype(FLOAT_DTYPE[required.precision])
+        dtype = numpy_dtype(FLOAT_DTYPE[precision])
         yield OffloadableSession(bundle.spec(graph), dtype, residency, group, load)
 
 
 def _streaming_engines(bundle: Bundle, identities: Mapping[str, Identity], trust: bool) -> dict[str, Path]:
-    """For each graph the engine that can stream its weights and has the same identity otherwise.
-
-    Raises:
-        EngineError: a graph has none; the message has the command that builds all that are missing.
-    """
+    """For each graph the engine that can stream its weights and has the same identity otherwise."""
     paths, missing = {}, []
     for graph, identity in identities.items():
         try:
@@ -126,9 +122,6 @@ def best_built(bundle: Bundle, graph: str, required: Identity) -> Identity:
         if entry.header.graph == graph
         and dataclasses.replace(entry.header.identity, profile=required.profile, weight_streaming=False) == required
     ]
-
-    def rank(identity: Identity) -> tuple[bool, int, str, bool]:
-        profile = identity.profile
-        return profile == ANY_SIZE, profile.count("_"), profile, not identity.weight_streaming
-
-    return max(built, key=rank, default=required)
+    return max(built, default=required, key=lambda identity: (
+        identity.profile == ANY_SIZE, identity.profile.count("_"), identity.profile, not identity.weight_streaming
+    ))

@@ -9,19 +9,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from arlon_rt.backends.session import Array, Handle, Looping, Session, closed
+from arlon_rt.backends.session import Array, Handle, closed
+from arlon_rt.backends.trt.session import TrtSession
 from arlon_rt.graphs import GraphSpec
 
 RESIDENT = "resident"
 """The group of all resident graphs. Each offloaded graph is a group of its own, of the same name."""
-
-
-class LoopingSession(Session, Looping, Protocol):
-    """A loaded engine."""
 
 
 class Residency:
@@ -44,7 +41,22 @@ class Residency:
     def turn(self, group: str) -> Iterator[None]:
         """One run of the calling thread, with no other group loaded."""
         with self._changed:
-            self._enter(group)
+            if group == self._group:
+                self._changed.wait_for(lambda: group != self._group or not self._waiting)
+            if group != self._group:
+                self._waiting += 1
+                try:
+                    self._changed.wait_for(lambda: group == self._group or not self._running)
+                finally:
+                    self._waiting -= 1
+                    self._changed.notify_all()
+                if group != self._group:
+                    self._group = group
+                    if self._loaded:
+                        while self._loaded:
+                            self._loaded.pop()()
+                        self._trim()
+            self._running += 1
         try:
             yield
         finally:
@@ -57,49 +69,21 @@ class Residency:
         with self._changed:
             self._loaded.append(free)
 
-    def _enter(self, group: str) -> None:
-        if group == self._group:
-            self._changed.wait_for(lambda: group != self._group or not self._waiting)
-        if group != self._group:
-            self._waiting += 1
-            try:
-                self._changed.wait_for(lambda: group == self._group or not self._running)
-            finally:
-                self._waiting -= 1
-                self._changed.notify_all()
-            if group != self._group:
-                self._group = group
-                freed = bool(self._loaded)
-                while self._loaded:
-                    self._loaded.pop()()
-                if freed:
-                    self._trim()
-        self._running += 1
-
 
 class OffloadableSession:
     """One graph whose engine is loaded in its group's turns; implements `Session` and `Looping`."""
 
     def __init__(
         self, spec: GraphSpec, float_dtype: np.dtype[Any], residency: Residency, group: str,
-        load: Callable[[], LoopingSession],
+        load: Callable[[], TrtSession],
     ) -> None:
-        self._spec, self._float_dtype, self._load = spec, float_dtype, load
+        self.spec, self.float_dtype, self._load = spec, float_dtype, load
         self._residency, self._group = residency, group
-        self._session: LoopingSession | None = None
+        self._session: TrtSession | None = None
         self._loading = threading.Lock()
         self._closed = False
 
-    @property
-    def spec(self) -> GraphSpec:
-        return self._spec
-
-    @property
-    def float_dtype(self) -> np.dtype[Any]:
-        return self._float_dtype
-
     def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
-        """Run the graph once; see `arlon_rt.backends.session.Session.run`."""
         with self._turn() as session:
             return session.run(feed, hold)
 
@@ -107,27 +91,24 @@ class OffloadableSession:
         self, feed: Mapping[str, Array | Handle], each: Mapping[str, Array], carry: Mapping[str, str],
         hold: Collection[str] = (),
     ) -> dict[str, Array | Handle]:
-        """Run the graph many times; see `arlon_rt.backends.session.Looping.loop`."""
         with self._turn() as session:
             return session.loop(feed, each, carry, hold)
 
     def upload(self, name: str, array: Array) -> Handle:
-        """The input ``name`` as a handle; see `arlon_rt.backends.session.Session.upload`."""
         with self._turn() as session:
             return session.upload(name, array)
 
     def close(self) -> None:
-        """Free the graph for good. A second call does nothing; handles stay valid."""
         self._closed = True
         self._free()
 
     @contextmanager
-    def _turn(self) -> Iterator[LoopingSession]:
+    def _turn(self) -> Iterator[TrtSession]:
         """The session, loaded, in a turn of its group."""
         with self._residency.turn(self._group):
             with self._loading:
                 if self._closed:
-                    raise closed(self._spec)
+                    raise closed(self.spec)
                 if self._session is None:
                     self._session = self._load()
                     self._residency.loaded(self._free)

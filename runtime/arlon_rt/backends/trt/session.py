@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -23,17 +24,12 @@ from arlon_rt.graphs import ALL_LANES, LANE_OF, GraphSpec, TensorSpec
 
 
 class TrtHandle:
-    """A tensor on the GPU, written by work on ``lane``."""
+    """A tensor on the GPU, written by work on ``lane``; implements `arlon_rt.backends.session.Handle`."""
 
     def __init__(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any], lane: Lane) -> None:
-        self.memory, self.shape, self.dtype, self.lane = memory, shape, dtype, lane
-
-    @property
-    def device(self) -> str:
-        return self.lane.device
+        self.memory, self.shape, self.dtype, self.lane, self.device = memory, shape, dtype, lane, lane.device
 
     def numpy(self) -> Array:
-        """A copy on the host."""
         array = np.empty(self.shape, self.dtype)
         with self.lane.turn():
             self.lane.stream.download(self.memory, array)
@@ -71,7 +67,10 @@ class Gpu:
             BackendError: TensorRT refuses the engine.
             BundleError: the engine does not fit the contract of this graph.
         """
-        lane = self._lane(LANE_OF[spec.network])
+        name = ALL_LANES if self.one_lane else LANE_OF[spec.network]
+        if name not in self._lanes:
+            self._lanes[name] = Lane(self._new_stream(), self._graphs, self._device)
+        lane = self._lanes[name]
         self._log.errors.clear()
         with lane.turn():   # whichever thread opens it
             engine = self._runtime.deserialize_cuda_engine(plan)
@@ -87,12 +86,6 @@ class Gpu:
             with lane.turn():
                 lane.stream.trim()
 
-    def _lane(self, name: str) -> Lane:
-        name = ALL_LANES if self.one_lane else name
-        if name not in self._lanes:
-            self._lanes[name] = Lane(self._new_stream(), self._graphs, self._device)
-        return self._lanes[name]
-
     def complaint(self) -> str:
         """The errors that TensorRT logged since the last call."""
         said, self._log.errors[:] = "; ".join(self._log.errors), []
@@ -107,19 +100,12 @@ class TrtSession:
     ) -> None:
         self._trt, self._engine, self._lane, self._complaint = trt, engine, lane, complaint
         self._front = Front(spec, precision, TrtHandle, lane.device)
-        self._profiles = [Profile.of(engine, index, spec) for index in range(engine.num_optimization_profiles)]
+        self.spec, self.float_dtype = spec, self._front.float_dtype
+        self._profiles = sorted(Profile.of(engine, index, spec) for index in range(engine.num_optimization_profiles))
         self._contexts: dict[int, Context] = {}
         lane.enter()
         self._kept: dict[str, Memory] = {}
         """Memory of inputs that come from the host, and of outputs that go to the host."""
-
-    @property
-    def spec(self) -> GraphSpec:
-        return self._front.spec
-
-    @property
-    def float_dtype(self) -> np.dtype[Any]:
-        return self._front.float_dtype
 
     @property
     def activations(self) -> tuple[int, ...]:
@@ -128,13 +114,10 @@ class TrtSession:
         return tuple(self._engine.get_device_memory_size_for_profile_v2(i) for i in profiles)
 
     def run(self, feed: Mapping[str, Array | Handle], hold: Collection[str] = ()) -> dict[str, Array | Handle]:
-        """The outputs of one run; see `arlon_rt.backends.session.Session.run`."""
         self._front.opened(self._engine)
         handles = self._front.handles(feed, hold)
         with self._lane.turn():
-            inputs = self._inputs(feed, handles)
-            context = self._context({name: handle.shape for name, handle in inputs.items()})
-            outputs = {t.name: self._output(t, context, inputs, t.name in hold) for t in self.spec.outputs}
+            context, inputs, outputs = self._placed(feed, handles, hold)
             self._run(context, inputs, outputs)
             return {name: handle if name in hold else handle.numpy() for name, handle in outputs.items()}
 
@@ -142,11 +125,8 @@ class TrtSession:
         self, feed: Mapping[str, Array | Handle], each: Mapping[str, Array], carry: Mapping[str, str],
         hold: Collection[str] = (),
     ) -> dict[str, Array | Handle]:
-        """The outputs of many runs; see `arlon_rt.backends.session.Looping.loop`.
-
-        The inputs of all runs go to the device at once. Before each run a copy on the device brings its inputs to the
-        addresses that every run reads, so that all runs are one CUDA graph.
-        """
+        # The inputs of all runs go to the device at once. Before each run a copy on the device brings its inputs to the
+        # addresses that every run reads, so that all runs are one CUDA graph.
         self._front.opened(self._engine)
         if held := [name for name in carry if not isinstance(feed[name], np.ndarray)]:
             raise BackendError(f"{self.spec.name}: {', '.join(held)} would be overwritten; an array is expected")
@@ -154,9 +134,7 @@ class TrtSession:
         handles = self._front.handles({**feed, **{name: array[0] for name, array in each.items()}}, hold)
         with self._lane.turn():
             parts, now, records = self._records(each, runs)
-            inputs = self._inputs(feed, {**handles, **parts})
-            context = self._context({name: handle.shape for name, handle in inputs.items()})
-            outputs = {t.name: self._output(t, context, inputs, t.name in hold) for t in self.spec.outputs}
+            context, inputs, outputs = self._placed(feed, {**handles, **parts}, hold)
             collected = {
                 name: self._keep(f"{name} of all runs", runs * _bytes(handle))
                 for name, handle in outputs.items() if name not in hold
@@ -176,14 +154,12 @@ class TrtSession:
             }
 
     def upload(self, name: str, array: Array) -> TrtHandle:
-        """A handle of ``array``; see `arlon_rt.backends.session.Session.upload`."""
         self._front.opened(self._engine)
         converted = self._front.uploaded(name, array)
         with self._lane.turn():
             return self._copied(converted, self._lane.stream.allocate)
 
     def close(self) -> None:
-        """Free the engine and its buffers. A second call does nothing; handles stay valid."""
         with self._lane.turn():
             if self._engine is None:
                 return
@@ -195,15 +171,24 @@ class TrtSession:
             self._engine = None
             self._lane.leave()
 
-    def _inputs(self, feed: Mapping[str, Array | Handle], handles: Mapping[str, TrtHandle]) -> dict[str, TrtHandle]:
-        """Every input on the device: ``handles``, and copies of the arrays of a feed."""
+    def _placed(
+        self, feed: Mapping[str, Array | Handle], handles: Mapping[str, TrtHandle], hold: Collection[str]
+    ) -> tuple[Context, dict[str, TrtHandle], dict[str, TrtHandle]]:
+        """The context of a run, its inputs and its outputs. Arrays of the feed are copied to the device."""
+        allocate = self._lane.stream.allocate
+
         def copied(name: str) -> TrtHandle:
             array = self._front.converted(name, feed[name])  # type: ignore[arg-type]  # it is no handle
-            if name in self._front.aliased:
-                return self._copied(array, self._lane.stream.allocate)
-            return self._copied(array, lambda size: self._keep(name, size))
+            return self._copied(array, allocate if name in self._front.aliased else partial(self._keep, name))
 
-        return {t.name: handles.get(t.name) or copied(t.name) for t in self.spec.inputs}
+        def output(tensor: TensorSpec) -> TrtHandle:
+            name, shape, dtype = tensor.name, context.shape_of(tensor.name), self._front.dtypes[tensor.name]
+            size = math.prod(shape) * dtype.itemsize
+            return TrtHandle(allocate(size) if name in hold else self._keep(name, size), shape, dtype, self._lane)
+
+        inputs = {t.name: handles.get(t.name) or copied(t.name) for t in self.spec.inputs}
+        context = self._context({name: handle.shape for name, handle in inputs.items()})
+        return context, inputs, {t.name: inputs[t.alias] if t.alias else output(t) for t in self.spec.outputs}
 
     def _run(self, context: Context, inputs: Mapping[str, TrtHandle], outputs: Mapping[str, TrtHandle]) -> None:
         """Enqueue one run, in order with the streams of other lanes whose handles it reads."""
@@ -237,16 +222,6 @@ class TrtSession:
         self._lane.stream.upload(memory, array)
         return TrtHandle(memory, array.shape, array.dtype, self._lane)
 
-    def _output(
-        self, tensor: TensorSpec, context: Context, inputs: Mapping[str, TrtHandle], held: bool
-    ) -> TrtHandle:
-        if tensor.alias:
-            return inputs[tensor.alias]
-        shape, dtype = context.shape_of(tensor.name), self._front.dtypes[tensor.name]
-        size = math.prod(shape) * dtype.itemsize
-        memory = self._lane.stream.allocate(size) if held else self._keep(tensor.name, size)
-        return TrtHandle(memory, shape, dtype, self._lane)
-
     def _keep(self, name: str, size: int) -> Memory:
         memory = self._kept.get(name)
         if memory is None or memory.size < size:
@@ -255,7 +230,7 @@ class TrtSession:
 
     def _context(self, shapes: Mapping[str, tuple[int, ...]]) -> Context:
         """The execution context of the profile for these shapes, set to them."""
-        profile = next((p for p in sorted(self._profiles) if p.fits(shapes)), None)
+        profile = next((p for p in self._profiles if p.fits(shapes)), None)
         if profile is None:
             fed = ", ".join(f"{name} {shape}" for name, shape in shapes.items() if name in self._profiles[0].ranges)
             raise BackendError(

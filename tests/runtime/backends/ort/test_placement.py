@@ -14,7 +14,8 @@ import pytest
 
 from arlon_rt.backends.ort import NodeRun, Placement, place_graph
 from arlon_rt.backends.ort.placement import LARGE_BYTES, read_profile, usual_feed
-from arlon_rt.backends.session import FeedCheck
+from arlon_rt.backends.ort.session import OrtHandle
+from arlon_rt.backends.session import Front
 from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.errors import ArlonError
 from arlon_rt.graphs import graph_specs
@@ -87,7 +88,7 @@ def test_a_profile_is_read_node_by_node(tmp_path: Path) -> None:
 def test_a_usual_feed_fits_the_contract_at_the_sizes_it_is_made_for(folder: Path, name: str, graph: str) -> None:
     spec = Bundle.open(folder if name == "tiny" else demo_bundle_path()).spec(graph)
     feed = usual_feed(spec, "fp16")
-    FeedCheck(spec, "fp16")(feed)
+    assert Front(spec, "fp16", OrtHandle, "cpu").handles(feed, ()) == {}
     for tensor in spec.inputs:
         named = zip(feed[tensor.name].shape, tensor.axes, strict=True)
         assert all(size == spec.axis(axis).opt for size, axis in named if isinstance(axis, str))

@@ -85,7 +85,7 @@ def test_all_that_a_stream_does_is_there(device: Any) -> None:
     stream.after(CudaStream(device))
     stream.wait()
     handles = []
-    stream.capture(lambda handle: not handles.append(handle)).launch()
+    stream.capture(lambda handle: not handles.append(handle))()
     assert handles == [7]
 
 
