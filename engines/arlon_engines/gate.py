@@ -9,6 +9,7 @@ from typing import Any
 
 from arlon_engines.errors import BuildError
 from arlon_engines.onnx_nodes import Node
+from arlon_rt.backends.trt import TYPES
 from arlon_rt.bundle import GraphEntry
 from arlon_rt.config import ModelConfig
 from arlon_rt.graphs import GraphSpec, StatedTensor, differences
@@ -69,8 +70,6 @@ def _dropped(nodes: Sequence[Node]) -> Iterator[str]:
 
 
 def _contract_differences(network: Any, spec: GraphSpec, precision: str) -> list[str]:
-    from arlon_rt.backends.trt import TYPES  # loads numpy, which the command's help does without
-
     def stated(tensor: Any) -> StatedTensor:
         dtype = tensor.dtype.name
         return tensor.name, TYPES.get(dtype, dtype), tuple(None if size < 0 else size for size in tensor.shape)
