@@ -27,10 +27,16 @@ LONGEST_FIRST: tuple[tuple[str, ...], ...] = (
     ("engines/test_full_width.py",),
 )
 """Files that begin, where several workers run. Those of a group share what takes long to build: one worker has them."""
+SLOW_FIXTURES = frozenset({"tiny_export", "demo_engines", "baseline"})
+"""What takes so long to build that every test of it is marked slow."""
 _RANK = {f"tests/{file}": rank for rank, files in enumerate(LONGEST_FIRST) for file in files}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest's own deselects what `-m` leaves out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     if not config.pluginmanager.hasplugin("randomly"):
         items.sort(key=lambda item: _RANK.get(item.nodeid.partition("::")[0], len(_RANK)))
 

@@ -45,26 +45,29 @@ def test_the_bundle_is_whole_and_at_most_16_megabytes() -> None:
     assert sum(p.stat().st_size for p in demo_bundle_path().rglob("*") if p.is_file()) <= 16e6
 
 
+@pytest.mark.slow
 def test_latents_have_mean_0_and_deviation_1_as_the_transformer_was_trained_with() -> None:
     """A wrong shift or scale still makes videos: pale ones, whose colours jump from chunk to chunk."""
     rng = np.random.default_rng(3)
-    with Pipeline.open() as pipeline:
+    with Pipeline.open(threads=1) as pipeline:
         encoder = pipeline._networks.vae_encoder
         latents = np.concatenate([encoder.encode(render(sample_scene(rng), 17)) for _ in range(48)])
     assert np.abs(latents.mean(axis=(0, 2, 3, 4))).max() < 0.2
     assert np.abs(latents.std(axis=(0, 2, 3, 4)) - 1).max() < 0.12
 
 
+@pytest.mark.slow
 def test_nearly_all_of_sixteen_prompts_show_the_right_colour_and_motion() -> None:
     scenes = prompts(8, np.random.default_rng(1), held_out=False) + prompts(8, np.random.default_rng(2), held_out=True)
     right = 0
-    with Pipeline.open() as pipeline:
+    with Pipeline.open(threads=1) as pipeline:
         for seed, scene in enumerate(scenes):
             found = score(pipeline.generate(canonical(scene), GenerateOptions(seed=seed)).frames, scene)
             right += found["colour"] and found["direction"]
     assert right >= len(scenes) - 2
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_file_and_seed_steps_and_prompt_each_change_it(tmp_path: Path) -> None:
     requests = {
         "same": [PROMPT], "again": [PROMPT], "seed": [PROMPT, "--seed", "1"], "steps": [PROMPT, "--steps", "3"],
@@ -79,6 +82,7 @@ def test_the_same_seed_makes_the_same_file_and_seed_steps_and_prompt_each_change
     assert len(set(digests.values())) == len(requests) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read as Linux reports it")
 def test_a_20_second_video_with_a_prompt_switch_needs_no_more_memory_than_a_10_second_one(tmp_path: Path) -> None:
     short, long = (
@@ -88,6 +92,7 @@ def test_a_20_second_video_with_a_prompt_switch_needs_no_more_memory_than_a_10_s
     assert long <= 1.05 * short
 
 
+@pytest.mark.slow
 def test_a_resumed_video_is_the_uninterrupted_one_to_the_last_bit() -> None:
     """The token model's caches are filled again by the calls that filled them; windows of 16 code-frames slide."""
     options = GenerateOptions(num_frames=68 + 51 * 3, num_inference_steps=2, seed=4)

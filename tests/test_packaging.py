@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 NOT_SOURCE = (".*", "build", "dist", "*.egg-info", "__pycache__")
 CHECKPOINTS = {ROOT / "checkpoints", ROOT / "export" / "checkpoints"}

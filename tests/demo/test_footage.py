@@ -65,6 +65,7 @@ def test_the_table_has_a_row_for_each_kind():
     assert table({kind: [extended(World(SCENE), SCENE, OTHER, 0)] for kind in KINDS}).row_count == len(KINDS)
 
 
+@pytest.mark.slow
 def test_the_demo_model_goes_on_from_clips_and_images_and_repaints():
     """A clip's object goes on, an image's moves, and a clip's motion stays under another prompt."""
     with Pipeline.open(threads=1) as pipeline:

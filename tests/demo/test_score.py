@@ -64,6 +64,7 @@ def test_rendered_ground_truth_scores_at_least_99_percent(truth, measured_truth)
     assert {a: share(scores, a) for a in ATTRIBUTES if share(scores, a) < 0.99} == {}
 
 
+@pytest.mark.slow
 def test_blurred_ground_truth_scores_at_least_95_percent(truth):
     scores = [score(box_blur(frames), scene) for scene, frames in zip(*truth, strict=True)]
     assert {a: share(scores, a) for a in ATTRIBUTES if share(scores, a) < 0.95} == {}

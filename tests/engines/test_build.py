@@ -79,6 +79,7 @@ def test_progress_is_reported(copy: Path) -> None:
     assert any(event.phase for event in working)
 
 
+@pytest.mark.slow
 def test_float32_graphs_compile_though_their_attention_has_no_kernel(copy: Path) -> None:
     engines = build_engines(copy, "text_encoder", "vae_decoder", precision="fp32")
     assert engines.failed == {}
@@ -108,6 +109,7 @@ def test_one_changed_graph_rebuilds_one_engine(small: Path) -> None:
     assert [e.header.graph for e in engines.store.index().engines] == ["semantic", "caption"]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_names_its_graph_and_leaves_the_others_done(copy: Path) -> None:
     def kill(event: Event) -> None:
         if isinstance(event, EngineProgress) and event.graph == "vq_decoder":
@@ -122,6 +124,7 @@ def test_a_process_that_is_killed_names_its_graph_and_leaves_the_others_done(cop
     assert list(engines.store.folder.rglob(".vq_decoder*")) == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_keeps_what_is_done_and_leaves_nothing_else(copy: Path) -> None:
     def interrupt(event: Event) -> None:
         if isinstance(event, EngineProgress) and event.graph == "semantic":
@@ -161,6 +164,7 @@ def test_a_second_build_waits_for_the_first_and_then_finds_it_done(small: Path) 
     assert engines.kept == [*SMALL]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(copy: Path) -> None:
     """The system's limit on the size of a file stands in for the disk's end; the engines have a megabyte."""
     code = """

@@ -147,6 +147,7 @@ BLOCKER = """
 """As sitecustomize it rules every process of the build, those of its graphs too."""
 
 
+@pytest.mark.slow
 def test_the_build_needs_neither_pytorch_nor_onnx(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(textwrap.dedent(BLOCKER), encoding="utf-8")

@@ -12,6 +12,8 @@ from arlon_export.export import export_bundle
 from engine_builds import GPUS, build_engines
 from full_width import NETWORKS, cut_checkpoint, graphs_of
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {   # graph: (attention, cache updates)
     "text_encoder": (2, 0), "ar_prefix": (1, 4), "ar_step": (2, 4), "dit": (4, 0), "vae_decoder": (1, 0),
     "vae_encoder": (1, 0),

@@ -219,6 +219,7 @@ def test_a_graph_of_the_wrong_float_type_is_refused(copy: Path) -> None:
     assert "; the contract has float16 (" in message
 
 
+@pytest.mark.slow
 def test_graphs_without_the_models_attention_are_refused(tmp_path: Path) -> None:
     """The tiny bundle has the contract's signatures, caches in place, and no attention at all."""
     engines = build_engines(write_tiny_bundle(tmp_path / "tiny"))

@@ -13,6 +13,8 @@ from arlon_engines.build import Request
 from arlon_engines.polygraphy_files import write_scripts
 from arlon_rt.bundle import Bundle, demo_bundle_path
 
+pytestmark = pytest.mark.slow
+
 BUNDLE = Bundle.open(demo_bundle_path())
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 

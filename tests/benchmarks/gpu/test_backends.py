@@ -203,6 +203,7 @@ def test_engines_take_the_sizes_that_are_measured(demo: Bundle) -> None:
             assert any(all(low <= sizes[axis] <= high for axis, (low, _, high) in p.ranges.items()) for p in profiles)
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_of_a_random_module_too(demo: Bundle, rtx: Engines, tmp_path: Path) -> None:
     case = RandomSubject("small", SMALL, tmp_path / "run" / "small", "cpu").case("text_encoder", "fp16")
     assert rtx.build(case.bundle, ["text_encoder"], "fp16", soon()) > 0

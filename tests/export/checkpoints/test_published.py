@@ -336,6 +336,7 @@ def test_a_ratio_gives_the_width_back(part: int, whole: int) -> None:
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_exports_published_weights_as_a_baseline_bundle(published: Published) -> None:
     assert main(command(published, "--precision", "fp32", "--only", "caption")) == 0
     bundle = Bundle.open(published.folder / "my.bundle")

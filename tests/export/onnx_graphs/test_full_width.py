@@ -10,6 +10,8 @@ from arlon_export.events import GraphDone
 from arlon_export.export import export_bundle
 from full_width import NETWORKS, cut_checkpoint, graphs_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_cut_of_full_width_agrees_with_torch(network: str, tmp_path: Path) -> None:

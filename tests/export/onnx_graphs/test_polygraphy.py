@@ -11,6 +11,8 @@ import pytest
 from arlon_export.onnx_graphs.feeds import opt_sizes, shape
 from arlon_rt.bundle import Bundle, demo_bundle_path
 
+pytestmark = pytest.mark.slow
+
 BUNDLE = Bundle.open(demo_bundle_path())
 GRAPHS = [pytest.param(g, p, id=f"{g}.{p}") for g, sets in BUNDLE.manifest.graphs.items() for p in sets]
 

@@ -79,6 +79,7 @@ def damaged_files(bundle: Bundle) -> list[Finding]:
 # -- storage ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bf16_weights_are_stored_once_and_exact_for_all_three_sets(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Small bf16 values lie between those of fp16, so that bf16 alone holds them; fp16 reads them rounded."""
     def publish(state: dict[str, Tensor]) -> None:
@@ -127,6 +128,7 @@ def one_graph(weights: StateDict) -> ir.Model:
     return ir.Model(graph, ir_version=11)
 
 
+@pytest.mark.slow
 def test_tables_that_no_checkpoint_holds_come_out_exact(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The token model's rotary tables are made on the meta device with everything else."""
     bundle = export_bundle(checkpoint, tmp_path / "bundle", precisions=["fp32"], only=["ar_step"])
@@ -147,6 +149,7 @@ def test_opening_a_network_reads_no_weights(checkpoint: Checkpoint) -> None:
 # -- faults ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "precisions", "message"), [
     (float("nan"), ["fp32"], r"dit: y_embedder\.y_proj\.fc1\.weight is nan at \[3, 5\]; finite numbers are expected"),
     (float("-inf"), ["fp16"], r"dit: y_embedder\.y_proj\.fc1\.weight is -inf at \[3, 5\]"),
@@ -164,6 +167,7 @@ def test_a_value_that_cannot_be_exported_names_its_key_and_leaves_nothing(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_is_refused_before_any_work(checkpoint: Checkpoint, tmp_path: Path) -> None:
     needed = largest_size(checkpoint.network("dit"), 1, ["fp32"])
 
@@ -179,6 +183,7 @@ def test_a_disk_without_room_is_refused_before_any_work(checkpoint: Checkpoint, 
     assert damaged_files(export(needed)) == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_clear_error(checkpoint: Checkpoint, tmp_path: Path) -> None:
     def full(done: GraphDone) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -228,6 +233,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_an_interrupted_export_goes_on_where_it_stopped(checkpoint: Checkpoint, tmp_path: Path) -> None:
     interrupted(checkpoint, tmp_path / "bundle")
     assert [p.name for p in tmp_path.iterdir()] == [".bundle.partial"]
@@ -237,6 +243,7 @@ def test_an_interrupted_export_goes_on_where_it_stopped(checkpoint: Checkpoint, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "whole"]
 
 
+@pytest.mark.slow
 def test_a_source_that_changed_meanwhile_starts_its_network_anew(checkpoint: Checkpoint, tmp_path: Path) -> None:
     write_weights(tmp_path / "vq", "vq", checkpoint.module("vq").state_dict())
     source = tmp_path / "vq" / "vq.safetensors"
@@ -246,6 +253,7 @@ def test_a_source_that_changed_meanwhile_starts_its_network_anew(checkpoint: Che
     assert resumed(changing, tmp_path / "bundle") == TWO
 
 
+@pytest.mark.slow
 def test_a_damaged_work_folder_is_not_trusted(checkpoint: Checkpoint, tmp_path: Path) -> None:
     interrupted(checkpoint, tmp_path / "bundle")
     with (tmp_path / ".bundle.partial" / "vq" / "onnx" / "vq.data").open("ab") as file:
@@ -256,6 +264,7 @@ def test_a_damaged_work_folder_is_not_trusted(checkpoint: Checkpoint, tmp_path: 
 # -- what was not compared -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_graph_too_large_to_compare_is_said_to_be(checkpoint: Checkpoint, tmp_path: Path) -> None:
     done: list[GraphDone] = []
     bundle = export_bundle(

@@ -64,7 +64,8 @@ def test_every_graph_is_exported_in_all_precisions_and_agrees_with_its_module(ex
 
 
 def test_the_bundle_verifies_down_to_the_opened_graphs(exported: Exported) -> None:
-    assert [*exported.bundle.verify(), *verify_opened(exported.bundle)] == []
+    found = [*exported.bundle.verify(), *verify_opened(exported.bundle)]
+    assert {(f.where, f.severity) for f in found} == {(f"{graph}.bf16", "warning") for graph in GRAPHS}, "not opened"
 
 
 @pytest.mark.parametrize(("graph", "precision"), EVERY_GRAPH)
@@ -214,7 +215,7 @@ def test_the_graphs_make_the_video_of_their_modules(exported: Exported) -> None:
     with pipeline_of(checkpoint.model, networks, checkpoint.tokenizer, checkpoint.defaults) as modules:
         expected = modules.generate("a red circle", options).frames
         tokens = modules.tokens("a red circle", options)
-    with Pipeline.open(exported.bundle) as graphs:
+    with Pipeline.open(exported.bundle, threads=1) as graphs:
         np.testing.assert_array_equal(graphs.tokens("a red circle", options), tokens)
         made = graphs.generate("a red circle", options).frames
     # random weights blow rounding up to several levels here and there; another video is off by tens
@@ -252,6 +253,7 @@ def test_an_output_that_is_all_zero_is_reported_as_not_compared(exported: Export
     assert str(reports[0].agreement) == "features NOT COMPARED (all zero)"
 
 
+@pytest.mark.slow
 def test_weights_that_fp16_cannot_hold_are_stored_in_fp32_too(exported: Exported, tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path / "checkpoint", half=False)
     bundle = export_bundle(read_checkpoint(folder), tmp_path / "bundle", only=["caption"])

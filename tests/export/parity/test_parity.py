@@ -20,6 +20,7 @@ from arlon_rt.errors import BundleError, BundleNotFoundError, OptionsError
 CONFIG = DiTConfig(hidden_size=16, depth=1, num_heads=2, caption_channels=8, model_max_length=6)
 
 
+@pytest.mark.slow
 def test_the_recorded_reference_passes(reference: Path) -> None:
     results = list(run_parity(reference))
     assert [r for r in results if not r.passed] == []
@@ -57,6 +58,7 @@ def write_family(folder: Path, name: str, *, perturbed: float = 0.0) -> None:
     (folder / f"{name}.json").write_text(json.dumps({**fields, "qk_norm": True, "class_dropout_prob": 0.1}))
 
 
+@pytest.mark.slow
 def test_one_other_weight_fails_and_an_equal_family_beside_it_passes(tmp_path: Path) -> None:
     write_family(tmp_path, "stdit3_equal")
     write_family(tmp_path, "stdit3_other", perturbed=0.3)

@@ -142,6 +142,7 @@ def test_a_device_whose_memory_does_not_show_is_found(tiny: UnderTest) -> None:
         gpu_checks.check_memory_comes_back(replace(tiny, used_bytes=lambda: 0))
 
 
+@pytest.mark.slow
 def test_the_files_of_a_gpu_themselves_run_on_the_stand_in() -> None:
     chosen = "messages or greedy or held_cache or caption or loop"
     done = subprocess.run(

@@ -98,6 +98,7 @@ def test_stopped_twice_it_still_goes_on(folder: Path, whole: Path, tmp_path: Pat
     assert path.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     """Killed 20 times after some events: in every network, and while it copies what an earlier run made."""
     draw, path, whole, frames = random.Random(5), tmp_path / "out.mp4", tmp_path / "whole.mp4", 68 + 51 * 90

@@ -140,6 +140,7 @@ def test_a_cancelled_generation_ends_within_one_unit_of_work(pipeline: Pipeline,
     assert len(pipeline.generate(PROMPT).frames) == 17
 
 
+@pytest.mark.slow
 def test_cancelled_at_random_moments_the_pipeline_goes_on_working(pipeline: Pipeline, usual: np.ndarray) -> None:
     draw = random.Random(1)
     for attempt in range(20):
