@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load_text_encoder(out: Path, device: str) -> tuple[Tokenizer, T5Encoder]:
-    """The finished stage, frozen."""
+    """The trained text encoder, frozen."""
     from demo.training import load_averaged
 
     model = load_averaged(out, "text", TextWithHeads(), device)
