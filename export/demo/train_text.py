@@ -1,4 +1,4 @@
-"""Stage 3, `python -m demo.train_text`: a sentencepiece vocabulary, then the T5 encoder by telling attributes apart."""
+"""`python -m demo.train_text`: a sentencepiece vocabulary, then the T5 encoder by telling attributes apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 2, `python -m demo.train_vq [--codec vq_coarse]`: the latent VQ-VAE on windows of the latent stream.
+"""`python -m demo.train_vq [--codec vq_coarse]`: the latent VQ-VAE on windows of the latent stream.
 
 A window's first and last codes tell part of what they show together with codes beyond it, which a decoder does not see
 where long video is cut. So the decoder goes on alone, on windows cut out of whole clips' codes, as it is used.
