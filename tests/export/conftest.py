@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from arlon_export.checkpoints.checkpoint import read_checkpoint
 from arlon_export.events import GraphDone
@@ -15,6 +18,15 @@ from built_once import built_once
 from published_files import Published, State, random_states
 from tiny_bundle import tokenizer
 from tiny_checkpoint import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_registry() -> Iterator[None]:
+    """torch 2.13 reads the source of 500 translations to ONNX anew for each graph: an eighth of a small export."""
+    read = ONNXRegistry.from_torchlib
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(lambda **options: read(**options))))
+        yield
 
 
 @pytest.fixture(scope="session")
