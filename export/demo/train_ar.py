@@ -1,4 +1,4 @@
-"""Stage 4, `python -m demo.train_ar`: the AR token model on windows of code-frames at random offsets of the stream."""
+"""`python -m demo.train_ar`: the AR token model on windows of code-frames at random offsets of the stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1, `python -m demo.train_autoencoder`: the video autoencoder, 2-D first, then the temporal part, then images.
+"""`python -m demo.train_autoencoder`: the video autoencoder, 2-D first, then the temporal part, then images.
 
 From the second phase on the 2-D encoder rests, and at its start the 2-D decoder too: what a new temporal decoder gives
 it would spoil it. A chunk's first frame and a few others are decoded to pixels; the causal padding leaves the first

@@ -1,4 +1,4 @@
-"""Stage 5, `python -m demo.train_dit`: STDiT3 with injection by rectified flow, on segments as long video cuts them."""
+"""`python -m demo.train_dit`: STDiT3 with injection by rectified flow, on segments as long video cuts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 3, `python -m demo.train_text`: a sentencepiece vocabulary, then the T5 encoder by telling attributes apart."""
+"""`python -m demo.train_text`: a sentencepiece vocabulary, then the T5 encoder by telling attributes apart."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load_text_encoder(out: Path, device: str) -> tuple[Tokenizer, T5Encoder]:
-    """The finished stage, frozen."""
+    """The trained text encoder, frozen."""
     from demo.training import load_averaged
 
     model = load_averaged(out, "text", TextWithHeads(), device)

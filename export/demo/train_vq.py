@@ -1,4 +1,4 @@
-"""Stage 2, `python -m demo.train_vq [--codec vq_coarse]`: the latent VQ-VAE on windows of the latent stream.
+"""`python -m demo.train_vq [--codec vq_coarse]`: the latent VQ-VAE on windows of the latent stream.
 
 A window's first and last codes tell part of what they show together with codes beyond it, which a decoder does not see
 where long video is cut. So the decoder goes on alone, on windows cut out of whole clips' codes, as it is used.
@@ -20,7 +20,7 @@ LENGTHS = (10, 16, 20, 22)
 CODE_FRAMES, CODE_FRAME_SHARES = (11, 10, 8, 5, 3), (0.25, 0.45, 0.1, 0.1, 0.1)
 """Code-frames of a window of a clip's codes, and how often each is drawn: segments have 10 or, at odd offsets, 11."""
 HELD_BACK = 128
-"""First clips of the pool, kept for evaluation by every stage."""
+"""First clips of the pool, kept for the evaluation of every run."""
 
 
 class VQLosses:
@@ -81,7 +81,7 @@ def main() -> None:
     pool.refresh()
     model = VQVAE(vq_config(coarse=args.codec == "vq_coarse"))
     losses = VQLosses(model, pool, recipe, args.device)
-    train(model, recipe, args, losses, losses.evaluate, stage=args.codec)
+    train(model, recipe, args, losses, losses.evaluate, network=args.codec)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Stage 2b, `python -m demo.train_vq_encoder`: a small encoder for the bundle, taught by the VQ-VAE's own.
+"""`python -m demo.train_vq_encoder`: a small encoder for the bundle, taught by the VQ-VAE's own.
 
-The later stages are trained on tokens of the VQ-VAE's encoder, which is too large for the bundle. This one puts vectors
-where that one does, so that a clip's tokens mean to the token model what it has learned; codebook and decoder rest.
+The token model and the transformer are trained on tokens of the VQ-VAE's encoder, which is too large for the bundle.
+This one puts vectors where that one does, so that a clip's tokens mean to the token model what it has learned. Codebook
+and decoder stay as they are.
 """
 
 from __future__ import annotations

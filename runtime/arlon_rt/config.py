@@ -58,11 +58,8 @@ class ARConfig:
         return self.num_codes
 
     @property
-    def eos(self) -> int:
-        return self.num_codes + 1
-
-    @property
     def vocab_size(self) -> int:
+        """The codes, BOS and EOS."""
         return self.num_codes + 2
 
 

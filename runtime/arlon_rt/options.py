@@ -95,7 +95,12 @@ class Option:
                 expected = "True or False" if self.kind is bool else "text"
                 raise OptionsError(f"{name} is {value!r:.80}; {expected} is expected")
             return None if isinstance(value, str) and not value.strip() else value
-        number = _whole(name, value) if self.kind is int else _number(value)
+        try:
+            number = operator.index(value) if self.kind is int else float(math.nan if isinstance(value, str) else value)
+        except (TypeError, ValueError, OverflowError):
+            if self.kind is int:
+                raise OptionsError(f"{name} is {value!r:.80}; a whole number is expected") from None
+            number = math.nan   # in no range
         assert self.low is not None
         if isinstance(value, bool) or not self.low <= number <= (math.inf if self.high is None else self.high):
             what, hint = "" if self.kind is int else "a number, ", f" ({self.hint})" if self.hint else ""
@@ -116,21 +121,6 @@ class Option:
 
     def _range(self) -> str:
         return f"{self.low} or more" if self.high is None else f"{self.low} to {self.high}"
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise OptionsError(f"{name} is {value!r:.80}; a whole number is expected") from None
-
-
-def _number(value: Any) -> float:
-    """NaN, which is in no range, where the value is not a number."""
-    try:
-        return math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
 
 
 def option(kind: type, *flags: str, **declared: Any) -> Any:
@@ -181,15 +171,13 @@ class GenerateOptions:
         int, "--height", metavar="PIXELS", unset=BUNDLES,
         help="Height of a frame. Frames come out rounded down to whole latents: 8 pixels in Open-Sora, 426 gives 424.",
         of_model=lambda model: {
-            "default": model.video.height, "low": 2 * model.vae.space_stride,
-            "high": model.video.largest[0],
+            "default": model.video.height, "low": 2 * model.vae.space_stride, "high": model.video.largest[0],
         },
     )
     width: int | None = option(
         int, "--width", metavar="PIXELS", unset=BUNDLES, help="Width of a frame, rounded like the height.",
         of_model=lambda model: {
-            "default": model.video.width, "low": 2 * model.vae.space_stride,
-            "high": model.video.largest[1],
+            "default": model.video.width, "low": 2 * model.vae.space_stride, "high": model.video.largest[1],
         },
     )
     first_segment_frames: int | None = option(

@@ -138,11 +138,7 @@ class Bundle:
 
 
 def contained(folder: Path, name: str) -> Path:
-    """The path of the regular file ``name`` inside ``folder``.
-
-    Raises:
-        BundleError: the name is not plain and relative, a link leaves the folder, or there is no such file.
-    """
+    """The path of the regular file ``name``; `BundleError` unless the name is plain and no link leaves ``folder``."""
     check_name(name)
     path = folder / name
     try:

@@ -74,11 +74,7 @@ class EngineStore:
     folder: Path
 
     def index(self) -> Index:
-        """The index of the folder, which is empty if the folder has none.
-
-        Raises:
-            EngineError: index.json is damaged.
-        """
+        """The index of the folder, empty if the folder has none; `EngineError` if index.json is damaged."""
         path = self.folder / INDEX
         try:
             self._refuse_outside(path)

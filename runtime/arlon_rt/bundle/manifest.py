@@ -78,11 +78,7 @@ class Manifest:
 
 
 def parse(content: bytes) -> Manifest:
-    """The manifest that the bytes of a manifest.json hold, checked.
-
-    Raises:
-        BundleError: the JSON is damaged, a field is unknown, missing or of the wrong type, or a value is out of range.
-    """
+    """The manifest that the bytes of a manifest.json hold; `BundleError` names what is damaged or does not fit."""
     if len(content) > MAX_BYTES:
         raise BundleError(f"manifest.json has {len(content)} bytes; at most {MAX_BYTES} are read")
     try:
@@ -109,7 +105,11 @@ def serialize(manifest: Manifest) -> bytes:
 def check(manifest: Manifest) -> None:
     """Raise `BundleError` unless names, sizes, cross-references and the model configuration make sense."""
     limits.check_model(manifest.model)
-    _check_defaults(manifest)
+    from_json(GenerateOptions, manifest.defaults, "manifest.defaults")
+    try:
+        GenerateOptions().resolved(manifest)
+    except OptionsError as error:
+        raise BundleError(f"manifest.defaults: {error}") from None
     spellings: dict[str, str] = {}
     for name, entry in manifest.files.items():
         check_name(name)
@@ -172,14 +172,6 @@ def _check_format(tree: Any) -> None:
     if found != FORMAT:
         way_out = "upgrade arlon-rt to read it" if found > FORMAT else "export the bundle again"
         raise BundleError(f"manifest.format is {found!s:.24}; this version reads {FORMAT}: {way_out}")
-
-
-def _check_defaults(manifest: Manifest) -> None:
-    from_json(GenerateOptions, manifest.defaults, "manifest.defaults")
-    try:
-        GenerateOptions().resolved(manifest)
-    except OptionsError as error:
-        raise BundleError(f"manifest.defaults: {error}") from None
 
 
 def _check_graph(where: str, precision: str, entry: GraphEntry, files: Mapping[str, FileEntry]) -> None:

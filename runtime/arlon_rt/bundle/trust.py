@@ -16,11 +16,7 @@ def record_path() -> Path:
 
 
 def built_by_this_user(sha256: str) -> bool:
-    """Whether the record lists the engine whose plan has this hash.
-
-    Raises:
-        EngineError: another user could have written the record, or it cannot be read.
-    """
+    """Whether the record lists the engine with this hash; `EngineError` if another user could have written it."""
     path = record_path()
     try:
         with path.open(encoding="ascii") as file:

@@ -179,7 +179,7 @@ def test_a_token_that_is_no_code_is_refused() -> None:
     class Broken(ToyTokenModel):
         def run(self, feed: Mapping[str, Any], hold: Collection[str] = ()) -> dict[str, Any]:
             outputs = super().run(feed, hold)
-            return {**outputs, "next_token": np.array([[CONFIG.eos]])}
+            return {**outputs, "next_token": np.array([[CONFIG.vocab_size - 1]])}
 
     with pytest.raises(BackendError, match="token 51"):
         started(Broken()).extend([text(5)], range(1))
