@@ -1,6 +1,6 @@
 """A model on disk: its manifest, its files and its engines."""
 
-from arlon_rt.bundle.bundle import ENGINES, Bundle, Finding, demo_bundle_path, installed_version, write_manifest
+from arlon_rt.bundle.bundle import ENGINES, Bundle, Finding, demo_bundle_path, write_manifest
 from arlon_rt.bundle.engine_file import (
     ANY_SIZE,
     FLAVOURS,
