@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy and torch are load
 # two graphs have other numbers in their names, and nothing else differs.
 os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
+import gc
 import random
 import sys
 import zlib
@@ -20,11 +21,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LONGEST_FIRST: tuple[tuple[str, ...], ...] = (
+    ("engines/test_full_width.py",),
     (
         "export/onnx_graphs/test_to_onnx.py", "export/onnx_graphs/test_tensorrt_rtx.py",
         "export/parity/test_checkpoint.py",
     ),
-    ("engines/test_full_width.py",),
+    ("export/onnx_graphs/test_full_width.py",),
+    ("export/test_baseline.py",),
+    ("engines/test_build.py", "engines/test_command.py", "engines/test_identity.py"),
+    ("test_demo_bundle.py",),
+    ("export/parity/test_parity.py",),
+    ("runtime/cli/test_resume.py",),
+    ("export/onnx_graphs/test_streaming.py",),
+    ("benchmarks/gpu/test_smoke.py",),
 )
 """Files that begin, where several workers run. Those of a group share what takes long to build: one worker has them."""
 SLOW_FIXTURES = frozenset({"tiny_export", "demo_engines", "baseline"})
@@ -39,6 +48,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slow")
     if not config.pluginmanager.hasplugin("randomly"):
         items.sort(key=lambda item: _RANK.get(item.nodeid.partition("::")[0], len(_RANK)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was collected takes a second of each `gc.collect` in a test
 
 
 @pytest.hookimpl(optionalhook=True)

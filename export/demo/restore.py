@@ -27,7 +27,7 @@ from demo.latents import CLIP_LATENTS, LatentPool
 from demo.muon import optimizers
 from demo.train_text import TextWithHeads
 from demo.train_vq import HELD_BACK
-from demo.training import Recipe, arguments, checkpoint_path, learning_rate, rng
+from demo.training import Recipe, arguments, checkpoint_path, keep_short_conv3d_in_float32, learning_rate, rng
 
 NETWORK_OF = {"autoencoder": "vae", "text": "text", "ar": "ar", "vq": "vq", "vq_encoder": "vq", "dit": "dit"}
 """Training run whose weights a bundle has -> the network that it trained."""
@@ -91,6 +91,7 @@ def fit_vq_encoder(out: Path, threads: int) -> float:
     model = VQVAE(vq_config())
     model.load_state_dict(saved["model"])
     model.eval()  # keeps the codebook fixed
+    keep_short_conv3d_in_float32(model)
     pool = LatentPool(out / "latents")
     pool.refresh()
     statistics, steppers = pool.statistics(), optimizers(model.encoder, recipe.schedule.learning_rate, 0.0)

@@ -29,7 +29,7 @@ from demo.muon import Muon, hidden_weights, optimizers, orthogonal
 from demo.scene import HELD_OUT, sample_scene
 from demo.train_autoencoder import CROP, cropped
 from demo.trained import check_latents
-from demo.training import Recipe, Schedule, arguments, keep_conv3d_in_float32, learning_rate, rng, train
+from demo.training import Recipe, Schedule, arguments, keep_short_conv3d_in_float32, learning_rate, rng, train
 from demo.world import render, render_clip
 
 TINY = Recipe("tiny", Schedule(steps=4, batch_size=16, learning_rate=1e-2, warmup_steps=2, phases=(3,)), {})
@@ -237,26 +237,32 @@ def test_cropped_windows_show_the_object():
 SMALL_VQ = VQConfig(num_codes=24, code_dim=4, stride=(4, 2, 2), channels=(8, 16), num_res_blocks=1, norm_groups=8)
 
 
-def gradients(seed: int, *, bfloat16: bool) -> dict[str, Tensor]:
-    """Name -> gradient of a small VQ-VAE's loss, which goes through its codes."""
+@pytest.mark.parametrize("seed", range(40))
+def test_gradients_are_whole_and_pass_straight_through_the_codes_under_bfloat16(seed: int) -> None:
+    """Each convolution's gradient is the one that float32 gives it, from what it saw; without the guard none of the 40
+    is, on an AMD EPYC with avx512_bf16 (torch 2.13)."""
     torch.manual_seed(seed)
     model = VQVAE(SMALL_VQ)
+    keep_short_conv3d_in_float32(model)
+    seen: dict[nn.Conv3d, Tensor] = {}
+    sent: dict[nn.Conv3d, Tensor] = {}
+
+    def keep(layer: nn.Conv3d, inputs: tuple[Tensor], output: Tensor) -> None:
+        seen[layer] = inputs[0].detach().float()
+        output.register_hook(lambda gradient: sent.update({layer: gradient.float()}))
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.register_forward_hook(keep)
     latents = torch.randn(2, 4, 4, 4, 4)
-    keep_conv3d_in_float32(model)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    with torch.autocast("cpu", torch.bfloat16):
         out = model(latents)
         loss = (out.coarse - latents).square().mean() + out.loss
     torch.autograd.backward(loss)
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_gradients_are_whole_and_pass_straight_through_the_codes_under_bfloat16(seed: int) -> None:
-    """Without the guard 36 of 60 seeds are wrong on an AMD EPYC with avx512_bf16 (torch 2.13)."""
-    exact, found = gradients(seed, bfloat16=False), gradients(seed, bfloat16=True)
-    assert found.keys() == exact.keys() == dict(VQVAE(SMALL_VQ).named_parameters()).keys()
-    for name, gradient in found.items():
-        assert torch.linalg.norm(gradient - exact[name]) <= 0.05 * torch.linalg.norm(exact[name]), name
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    for layer, value in seen.items():
+        exact = nn.grad.conv3d_weight(value, layer.weight.shape, sent[layer], layer.stride, layer.padding)
+        assert torch.linalg.norm(layer.weight.grad - exact) <= 0.02 * torch.linalg.norm(exact)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
