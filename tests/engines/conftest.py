@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arlon_rt.bundle import Bundle, demo_bundle_path, record
+from arlon_rt.bundle import Bundle, demo_bundle_path, engine_stores, record
 from built_once import built_once
 from engine_builds import GPUS, SMALL, Engines, build_engines, copy_of_demo
 
@@ -70,6 +70,9 @@ def _small(tmp_path_factory: pytest.TempPathFactory, user_folders: Path) -> Path
 
 
 @pytest.fixture
-def small(_small: Path, tmp_path: Path) -> Path:
-    """A copy of the demo bundle with two engines, built here, for a test to spoil."""
-    return Path(shutil.copytree(_small, tmp_path / "small"))
+def small(_small: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the demo bundle with two trusted engines, for a test to spoil."""
+    folder = Path(shutil.copytree(_small, tmp_path / "small"))
+    *_, cached = engine_stores(Bundle.open(folder))
+    yield folder
+    shutil.rmtree(cached.folder, ignore_errors=True)   # other copies have the same hash, and would find them
