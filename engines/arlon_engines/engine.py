@@ -26,12 +26,12 @@ from arlon_rt.bundle import (
     EngineProfile,
     Identity,
     encode_header,
-    installed_version,
     source_hash,
 )
 from arlon_rt.errors import BundleError, OutputError
 from arlon_rt.files import file_sha256, replacing
 from arlon_rt.graphs import GraphSpec
+from arlon_rt.version import installed_version
 
 EVENT_SECONDS = 0.1
 """The least time between two reports of progress; TensorRT counts thousands of steps."""

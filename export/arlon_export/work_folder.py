@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from arlon_export.checkpoints.network import Network
-from arlon_rt.bundle import Bundle, installed_version
+from arlon_rt.bundle import Bundle
 from arlon_rt.errors import ArlonError, BundleError, OutputError
 from arlon_rt.files import locked
+from arlon_rt.version import installed_version
 
 ORIGIN = "made_from"
 """Entry of a finished network's provenance; `origin` says what it holds."""

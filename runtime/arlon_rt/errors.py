@@ -58,3 +58,7 @@ class OutputError(ArlonError, OSError):
 
 class Cancelled(ArlonError):
     """The request was cancelled by its caller."""
+
+
+class RemovedOptionWarning(DeprecationWarning):
+    """A request has a value for an option that was removed. The command prints the message as one line."""

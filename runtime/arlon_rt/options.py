@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from arlon_rt.config import ModelConfig
-from arlon_rt.errors import OptionsError
+from arlon_rt.errors import OptionsError, RemovedOptionWarning
 
 BUNDLES = "the bundle's"
 KINDS = {
@@ -20,10 +20,6 @@ KINDS = {
     bool: ("boolean", "on or off"),
 }
 """Type of an option -> its name in a JSON schema, and in words."""
-
-
-class RemovedOptionWarning(DeprecationWarning):
-    """A request has a value for an option that was removed. The command prints the message as one line."""
 
 
 class HasDefaults(Protocol):

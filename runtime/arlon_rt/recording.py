@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from arlon_rt.bundle import Bundle, installed_version
+from arlon_rt.bundle import Bundle
 from arlon_rt.errors import OptionsError, OutputError
 from arlon_rt.events import Event, Finished, FootageRead, FramesWritten, OnEvent, Started
 from arlon_rt.generation import Ahead, peak_memory
 from arlon_rt.options import GenerateOptions
 from arlon_rt.segments import plan
 from arlon_rt.timeline import Timeline
+from arlon_rt.version import installed_version
 from arlon_rt.video import DEFAULT_QUALITY, PIPE, Quality, Sink, check_sink, is_folder, open_sink, unfinished_path
 
 if TYPE_CHECKING:

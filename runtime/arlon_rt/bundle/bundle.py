@@ -15,6 +15,7 @@ from arlon_rt.config import ModelConfig
 from arlon_rt.errors import BundleError, BundleNotFoundError
 from arlon_rt.files import file_sha256, write_atomically
 from arlon_rt.graphs import FLOAT_DTYPE, GraphSpec, differences, graph_specs
+from arlon_rt.version import installed_version
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
@@ -199,16 +200,6 @@ def write_manifest(
     parse(content)
     write_atomically(folder / MANIFEST, content)
     return manifest
-
-
-def installed_version(distribution: str = "arlon-rt") -> str:
-    """The version of an installed distribution; ``"0+source"`` in a source folder that is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "0+source"
 
 
 def _entry(path: Path) -> FileEntry:

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from arlon_rt.bundle import Bundle, demo_bundle_path, installed_version
+from arlon_rt.bundle import Bundle, demo_bundle_path
 from arlon_rt.cli.arguments import open_bundle
 from arlon_rt.errors import ArlonError, BackendError, BundleError, OptionsError
 from arlon_rt.graphs import graph_specs
+from arlon_rt.version import installed_version
 
 if TYPE_CHECKING:
     from arlon_rt.backends.ort import Placement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,9 @@ from arlon_rt.errors import OptionsError
 from arlon_rt.events import FootageRead
 from arlon_rt.files import file_sha256
 from arlon_rt.options import ResolvedOptions
-from arlon_rt.recording import Sources
+
+if TYPE_CHECKING:
+    from arlon_rt.recording import Sources
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 """Suffixes of files that are read as one image."""
@@ -55,6 +58,7 @@ def read_footage(args: argparse.Namespace, options: ResolvedOptions, bundle: Bun
     Raises:
         OptionsError: a file cannot be read or used.
     """
+    from arlon_rt.recording import Sources
     from arlon_rt.video import read_clip, read_image
 
     vae, segment = bundle.model.vae, bundle.model.video.segment_frames

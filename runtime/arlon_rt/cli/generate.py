@@ -9,15 +9,17 @@ import shlex
 import signal
 import sys
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from arlon_rt.cli.arguments import add_backend, add_options, add_prompts, machine, open_bundle, read_request
 from arlon_rt.cli.display import Display, choose, print_json
 from arlon_rt.cli.footage import add_footage, read_footage
 from arlon_rt.errors import ArlonError, Cancelled, OptionsError
 from arlon_rt.events import Event
-from arlon_rt.recording import Recording, Summary
 from arlon_rt.video import DEFAULT_QUALITY, EFFORTS, PIPE, Quality
+
+if TYPE_CHECKING:
+    from arlon_rt.recording import Recording, Summary
 
 OF_ANY_RUN = (
     "output", "resume", "preview", "bundle", "backend", "trust_engines", "vram_budget", "dry_run", "quiet", "json",
@@ -102,6 +104,8 @@ class Generate:
 
 def begun(args: argparse.Namespace) -> Recording:
     """The recording of a new video."""
+    from arlon_rt.recording import Recording
+
     timeline, bundle, options = read_request(args)
     resolved = options.resolved(bundle)
     length = None if args.seconds is None and args.num_frames is None else resolved.num_frames
@@ -119,6 +123,8 @@ def begun(args: argparse.Namespace) -> Recording:
 
 def resumed(args: argparse.Namespace) -> Recording:
     """The recording of a video that was stopped."""
+    from arlon_rt.recording import Recording
+
     asked = [name for name, value in vars(args).items() if name not in OF_ANY_RUN and value is not None]
     if asked:
         raise OptionsError(f"{', '.join(asked)} cannot change on --resume; leave out all but -o and --bundle")

@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NoReturn, Protocol
 
-from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError
-from arlon_rt.options import RemovedOptionWarning
+from arlon_rt.errors import ArlonError, MissingExtraError, OptionsError, RemovedOptionWarning
 
 GROUP = "arlon_rt.commands"
 """Entry points through which the other packages add commands; they are loaded only when chosen."""
@@ -76,7 +75,7 @@ def _dispatch(argv: list[str]) -> int:
         print(_help(), end="")
         return 0
     if name in ("-V", "--version"):
-        from arlon_rt.bundle import installed_version
+        from arlon_rt.version import installed_version
 
         print(f"{DISTRIBUTION} {installed_version()}")
         return 0
